@@ -1,0 +1,2 @@
+//! The wire vocabulary of tranship: messages, frames and limits. No I/O, no clock, no files.
+#![forbid(unsafe_code)]
