@@ -1,0 +1,228 @@
+//! Messages between a controller and an agent.
+//!
+//! One request per stream (a QUIC bidirectional stream, or a Unix socket connection). The answer
+//! is one message, or a stream of [`Reply::Event`] / [`Reply::Log`] ended by [`Reply::End`], or
+//! [`Reply::Failed`] at any point. Closing the stream cancels nothing: a migration belongs to the
+//! agents once it is accepted.
+
+use crate::error::WireError;
+use crate::ids::{ContainerName, HostName, MigrationId};
+use crate::status::{ContainerRow, Event, Failure, HostInfo, HostRow, MigrationStatus};
+use serde::{Deserialize, Serialize};
+
+/// Strings in a list (arguments, environment, addresses): most of them.
+pub const MAX_LIST: usize = 1024;
+/// Bytes in one string of a request.
+pub const MAX_STRING: usize = 32 << 10;
+
+/// First message on a connection, both ways round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Protocol versions spoken, best first; at most 16.
+    pub versions: Vec<u16>,
+    /// Software and version, for the log.
+    pub software: String,
+}
+
+/// Answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Welcome {
+    /// The version that everything after this uses.
+    Version {
+        /// Chosen version.
+        version: u16,
+        /// Software and version, for the log.
+        software: String,
+        /// Name of the answering host.
+        host: HostName,
+    },
+    /// Nothing in common.
+    NoSharedVersion {
+        /// What the answering side speaks.
+        versions: Vec<u16>,
+        /// Software and version.
+        software: String,
+    },
+}
+
+/// A network interface asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkSpec {
+    /// Fleet network.
+    pub network: String,
+    /// Addresses as `ip/prefix`.
+    pub addresses: Vec<String>,
+    /// MAC address `aa:bb:..`; made up when absent.
+    pub mac: Option<String>,
+    /// Default gateways (at most one per family).
+    pub gateways: Vec<String>,
+}
+
+/// A volume asked for: `SRC:DST[:ro]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// An absolute host path, or the name of a managed volume.
+    pub source: String,
+    /// Absolute path inside the container.
+    pub destination: String,
+    /// Not carried: must exist on every host.
+    pub read_only: bool,
+}
+
+/// Where the root file system comes from. It is copied; the original is never changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootfsSpec {
+    /// A directory with a root file system.
+    Directory(String),
+    /// An OCI bundle: `config.json` and `rootfs`.
+    Bundle(String),
+}
+
+/// `tranship run`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRequest {
+    /// Name and id.
+    pub name: ContainerName,
+    /// Root file system.
+    pub rootfs: RootfsSpec,
+    /// Interfaces, `eth0` first; at most 16.
+    pub links: Vec<LinkSpec>,
+    /// Volumes; at most 64.
+    pub volumes: Vec<VolumeSpec>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Command line; empty only with a bundle.
+    pub args: Vec<String>,
+    /// Working directory.
+    pub cwd: Option<String>,
+    /// `uid[:gid]`.
+    pub user: Option<String>,
+    /// Host name inside; the container's name when absent.
+    pub hostname: Option<String>,
+}
+
+impl RunRequest {
+    /// Bounds that do not depend on a host.
+    pub fn check(&self) -> Result<(), WireError> {
+        let lists = [self.env.len(), self.args.len(), self.links.len() * 64, self.volumes.len() * 16];
+        if lists.iter().any(|n| *n > MAX_LIST) {
+            return Err(WireError::invalid("run request", "too many arguments, variables, links or volumes"));
+        }
+        let nul = |s: &String| s.contains('\0') || s.len() > MAX_STRING;
+        if self.env.iter().chain(&self.args).chain(&self.cwd).chain(&self.hostname).any(nul) {
+            return Err(WireError::invalid("run request", "a string is too long or holds a NUL byte"));
+        }
+        if let Some(v) = self.env.iter().find(|v| v.find('=').is_none_or(|i| i == 0)) {
+            return Err(WireError::invalid("environment", format!("{v:?} is not NAME=value")));
+        }
+        Ok(())
+    }
+}
+
+/// `tranship migrate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateRequest {
+    /// The container on the answering host.
+    pub container: ContainerName,
+    /// Destination.
+    pub to: HostName,
+    /// Only check, and answer what would be done.
+    pub dry_run: bool,
+}
+
+/// What a controller asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// What is this host?
+    HostInfo,
+    /// The inventory, each host asked.
+    Hosts,
+    /// Make and start a container.
+    Run(RunRequest),
+    /// Containers of this host.
+    List,
+    /// Everything known of one container, as JSON.
+    Inspect {
+        /// Which.
+        name: ContainerName,
+    },
+    /// Its output.
+    Logs {
+        /// Which.
+        name: ContainerName,
+        /// Last bytes to start with (at most 16 MiB); all when absent.
+        tail_bytes: Option<u64>,
+        /// Go on until the container ends.
+        follow: bool,
+    },
+    /// Stop it.
+    Stop {
+        /// Which.
+        name: ContainerName,
+        /// From SIGTERM to SIGKILL.
+        timeout_ms: u64,
+    },
+    /// Remove it.
+    Remove {
+        /// Which.
+        name: ContainerName,
+        /// Even when it runs.
+        force: bool,
+    },
+    /// Move it. Answered by [`Reply::Accepted`] and then events, or by [`Reply::Plan`].
+    Migrate(MigrateRequest),
+    /// Events of a migration from number `from_seq` on.
+    Watch {
+        /// Which.
+        migration: MigrationId,
+        /// First event wanted, from 1.
+        from_seq: u64,
+    },
+    /// Cancel before commit.
+    Cancel {
+        /// Which.
+        migration: MigrationId,
+    },
+    /// Migrations under way, or the one that `id` names (whole id, or its short form).
+    Status {
+        /// Which; at most 64 bytes.
+        id: Option<String>,
+    },
+    /// Migrations ended, newest first.
+    History {
+        /// At most this many; at most 1000.
+        limit: u32,
+    },
+}
+
+/// What an agent answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To `HostInfo`.
+    HostInfo(HostInfo),
+    /// To `Hosts`.
+    Hosts(Vec<HostRow>),
+    /// To `List`.
+    Containers(Vec<ContainerRow>),
+    /// A JSON document (inspect).
+    Document(String),
+    /// Log bytes.
+    Log(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The migration is accepted; events follow.
+    Accepted {
+        /// Its id.
+        migration: MigrationId,
+    },
+    /// To a dry run: what would be done, a line each.
+    Plan(Vec<String>),
+    /// An event.
+    Event(Event),
+    /// To `Status` and `History`.
+    Migrations(Vec<MigrationStatus>),
+    /// Done, with a few words.
+    Done(String),
+    /// No more follows.
+    End,
+    /// The request failed.
+    Failed(Failure),
+}

@@ -1,0 +1,165 @@
+//! Messages between the source agent S and the destination agent T of one migration.
+//!
+//! ```text
+//! S                                         T
+//! |-- Reserve (offer) -------------------->|  checks, lease
+//! |<------------------ Reserved / Refused --|
+//! |== bulk: files, one pass per stream ===>|
+//!    fence, freeze
+//! |-- Frozen ----------------------------->|
+//! |== bulk: images, last file pass =======>|
+//! |-- Prepare (totals) ------------------->|  verify, restore, hold
+//! |<------------------ Prepared / Refused --|
+//!    flush RELEASED
+//! |-- Grant, repeated -------------------->|  flush OWNER, resume, announce
+//! |<------------------------------ Running --|
+//!    kill while fenced, remove
+//! |-- Retired ---------------------------->|
+//! |<------------------------------ Closed --|
+//! ```
+//!
+//! Before Grant either side may say `Abort`; T then removes everything and answers `Aborted`.
+//! Every message travels in an [`Envelope`] with migration id and epoch. Repeats are answered from
+//! the state reached, so every message may be sent again.
+
+use crate::ids::{ContainerName, Epoch, HostName, MigrationId};
+use crate::status::Failure;
+use serde::{Deserialize, Serialize};
+
+/// Trees (root file system and volumes) in one migration.
+pub const MAX_TREES: usize = 65;
+/// Bytes of a JSON document inside a message.
+pub const MAX_DOCUMENT: usize = 1 << 20;
+
+/// A message with what it is about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The migration.
+    pub migration: MigrationId,
+    /// Epoch that the destination gets by this migration.
+    pub epoch: Epoch,
+    /// The message.
+    pub body: Handoff,
+}
+
+/// A directory tree to be carried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeOffer {
+    /// 0 is the root file system; volumes follow.
+    pub index: u16,
+    /// Where it is mounted inside the container.
+    pub mounted_at: String,
+    /// Bytes allocated at the source, an estimate.
+    pub bytes: u64,
+    /// Objects, an estimate.
+    pub entries: u64,
+}
+
+/// What S wants to move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Name and id.
+    pub container: ContainerName,
+    /// Source host.
+    pub source: HostName,
+    /// Container's description: a JSON document of the engine's.
+    #[serde(with = "serde_bytes")]
+    pub container_json: Vec<u8>,
+    /// Captured network: a JSON document of [`crate::network::NetCapture`].
+    #[serde(with = "serde_bytes")]
+    pub network_json: Vec<u8>,
+    /// Trees.
+    pub trees: Vec<TreeOffer>,
+    /// Resident memory of the container's processes.
+    pub memory_bytes: u64,
+    /// CRIU's version at the source; T's must not be older.
+    pub criu_version: String,
+    /// Kernel release at the source.
+    pub kernel: String,
+    /// CPU architecture.
+    pub arch: String,
+    /// CPU feature names of the source; T must have them all.
+    pub cpu_features: Vec<String>,
+    /// Runtime family (`runc`): images of one family do not restore under another.
+    pub runtime: String,
+    /// Only check; T keeps nothing.
+    pub dry_run: bool,
+}
+
+/// Totals that T verifies before it restores.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Image files sent.
+    pub image_files: u32,
+    /// Their bytes.
+    pub image_bytes: u64,
+    /// Last pass number of each tree, in order of index.
+    pub tree_passes: Vec<u32>,
+}
+
+/// Times at T, by its monotonic clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ResumeTimes {
+    /// From the receipt of Grant to the container running.
+    pub grant_to_running_us: u64,
+    /// From the receipt of Grant to the first packet out, when there was one within the wait.
+    pub grant_to_first_packet_us: Option<u64>,
+}
+
+/// The messages of the hand-over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Handoff {
+    /// S: will you have it?
+    Reserve(Box<Offer>),
+    /// T: yes; the lease lasts as long as the connection, and at least so long after.
+    Reserved {
+        /// Milliseconds that the reservation outlives the connection.
+        lease_ms: u64,
+        /// What T noticed and did not refuse for.
+        notices: Vec<String>,
+    },
+    /// T: no. Nothing is left at T.
+    Refused(Failure),
+    /// S: fenced and frozen; packets for the addresses are T's from now on.
+    Frozen,
+    /// S: everything has been sent.
+    Prepare(Totals),
+    /// T: restored and held; nothing has run.
+    Prepared {
+        /// From Prepare to held.
+        restore_us: u64,
+    },
+    /// S: RELEASED is on disk; it is yours.
+    Grant,
+    /// T: OWNER is on disk and it runs.
+    Running(ResumeTimes),
+    /// S: the copy here is gone.
+    Retired,
+    /// T: nothing more is expected.
+    Closed,
+    /// Either, before Grant: give up.
+    Abort(Failure),
+    /// T: nothing is left here of it.
+    Aborted,
+    /// Either: where are you in this migration?
+    Query,
+    /// Answer to `Query`.
+    Position(Position),
+}
+
+/// Where a side is, for the other to decide what to send again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Position {
+    /// Never heard of it, or all of it is removed.
+    Unknown,
+    /// S or T: before commit.
+    BeforeCommit,
+    /// T: held, PREPARED is on disk.
+    Held,
+    /// S: RELEASED is on disk.
+    Released,
+    /// T: OWNER is on disk.
+    Owner,
+    /// Ended without commit.
+    Ended,
+}
