@@ -1,1 +1,26 @@
-//! The tranship agent: one per host. See ARCHITECTURE.md for the map of modules.
+//! The tranship agent: one per host. `ARCHITECTURE.md` has the map of modules and what each must
+//! not know.
+
+pub mod config;
+pub mod journal;
+pub mod memory;
+pub mod migrate;
+pub mod transport;
+
+/// Name and version, as told to peers.
+pub const SOFTWARE: &str = concat!("transhipd ", env!("CARGO_PKG_VERSION"));
+
+/// An error with its causes in one line, outermost first.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let part = e.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = e.source();
+    }
+    text
+}
