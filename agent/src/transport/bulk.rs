@@ -130,7 +130,7 @@ impl BulkWriter {
         // Incompressible data comes in long runs; look again now and then.
         if self.dull >= PATIENCE {
             self.dull += 1;
-            if self.dull % PATIENCE != 0 {
+            if !self.dull.is_multiple_of(PATIENCE) {
                 return None;
             }
         }
@@ -167,13 +167,21 @@ async fn pump_out(mut send: SendStream, mut queue: mpsc::Receiver<Item>) -> Resu
 }
 
 /// A record as it came, its data still packed.
-#[derive(Debug)]
-pub struct RawRecord {
-    /// The checked header.
-    pub header: RecordHeader,
-    /// Metadata.
-    pub meta: Vec<u8>,
+struct RawRecord {
+    header: RecordHeader,
+    meta: Vec<u8>,
     wire: Vec<u8>,
+}
+
+/// A record, its data unpacked.
+#[derive(Debug)]
+pub struct Record {
+    /// What it is.
+    pub kind: RecordKind,
+    /// Serialized metadata.
+    pub meta: Vec<u8>,
+    /// At most [`MAX_DATA`] bytes.
+    pub data: Vec<u8>,
 }
 
 /// Reads records; the network half runs as a task, the rest blocks.
@@ -200,12 +208,12 @@ impl BulkReader {
     }
 
     /// The next record with its data unpacked, or `None` at the end of the stream. Blocks.
-    pub fn next(&mut self) -> Result<Option<(RecordKind, Vec<u8>, Vec<u8>)>, BulkError> {
+    pub fn read(&mut self) -> Result<Option<Record>, BulkError> {
         let Some(item) = self.queue.blocking_recv() else { return Ok(None) };
         let raw = item?;
         self.records += 1;
         let data = if raw.header.zstd { self.unpack(&raw)? } else { raw.wire };
-        Ok(Some((raw.header.kind, raw.meta, data)))
+        Ok(Some(Record { kind: raw.header.kind, meta: raw.meta, data }))
     }
 
     /// The error for an end that came too early.

@@ -1,0 +1,341 @@
+//! CRIU's page server protocol, the receiving end, as read in CRIU 4.2 `criu/page-xfer.c`.
+//!
+//! `runc checkpoint --page-server 127.0.0.1:PORT` makes CRIU send all process and shared memory
+//! here instead of into files. Each object (`OPEN2`) becomes one `pages-N.img`, streamed on while
+//! it comes, and one small `pagemap-*.img`, which this side writes. The command structure has no
+//! version in it; its size changed in CRIU 4.2 and is chosen by the local CRIU's version.
+//!
+//! CRIU connects before it freezes anything, so a refusal here is harmless. An error after that
+//! is reported to CRIU as a protocol error, which makes the dump fail and leaves the tasks as they
+//! were. Not done: TLS (loopback only) and the legacy commands of CRIU before 3.
+
+use super::send::{ImageSender, OpenImage, SendError};
+use prost::Message;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Size of a page; CRIU's protocol counts in them.
+const PAGE: u64 = 4096;
+/// First page-image number, as CRIU's own server starts.
+const FIRST_PAGES_ID: u32 = 0x10001;
+/// Most page-map entries of one object: 16 million runs of pages.
+const MAX_ENTRIES: usize = 16 << 20;
+/// Most objects (processes and shared memory segments) in a dump.
+const MAX_OBJECTS: u32 = 1 << 20;
+
+const IMG_COMMON_MAGIC: u32 = 0x5456_4319;
+const PAGEMAP_MAGIC: u32 = 0x5608_4025;
+
+const PS_IOV_OPEN2: u32 = 4;
+const PS_IOV_PARENT: u32 = 5;
+const PS_IOV_ADD_F: u32 = 6;
+const PS_IOV_CLOSE: u32 = 0x1023;
+const PS_IOV_FORCE_CLOSE: u32 = 0x1024;
+
+const PE_PARENT: u32 = 1;
+const PE_PRESENT: u32 = 4;
+
+/// Layout of CRIU's command structure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Up to 4.1: 24 bytes, 32-bit page count.
+    Narrow,
+    /// From 4.2 on: 32 bytes, 64-bit page count.
+    Wide,
+}
+
+impl Layout {
+    /// For CRIU's version number, as `4.2.1`.
+    pub fn of_criu(version: &str) -> Self {
+        let mut parts = version.split(['.', '-', ' ']).map(|p| p.parse::<u32>().unwrap_or(0));
+        let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if (major, minor) >= (4, 2) { Self::Wide } else { Self::Narrow }
+    }
+
+    fn len(self) -> usize {
+        match self {
+            Self::Narrow => 24,
+            Self::Wide => 32,
+        }
+    }
+}
+
+/// Why the page stream failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PageError {
+    /// The socket failed.
+    #[error("cannot {what} CRIU's page stream")]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// CRIU said something this side does not know.
+    #[error("CRIU's page stream is not understood: {0}")]
+    Protocol(String),
+    /// The images could not be passed on.
+    #[error("cannot pass pages on")]
+    Send(#[from] SendError),
+    /// Asked to stop.
+    #[error("stopped while waiting for CRIU")]
+    Stopped,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PagemapHead {
+    #[prost(uint32, required, tag = "1")]
+    pages_id: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PagemapEntry {
+    #[prost(uint64, required, tag = "1")]
+    vaddr: u64,
+    #[prost(uint32, required, tag = "2")]
+    compat_nr_pages: u32,
+    #[prost(uint32, optional, tag = "4")]
+    flags: Option<u32>,
+    #[prost(uint64, optional, tag = "5")]
+    nr_pages: Option<u64>,
+}
+
+struct Object {
+    name: String,
+    pages_id: u32,
+    pages: OpenImage,
+    entries: Vec<PagemapEntry>,
+}
+
+struct Command {
+    cmd: u32,
+    flags: u32,
+    nr_pages: u64,
+    vaddr: u64,
+    dst_id: u64,
+}
+
+/// A page server that waits for CRIU.
+#[derive(Debug)]
+pub struct PageServer {
+    listener: TcpListener,
+    layout: Layout,
+}
+
+/// What came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PageTotals {
+    /// Processes and shared memory segments.
+    pub objects: u32,
+    /// Pages with contents.
+    pub pages: u64,
+}
+
+impl PageServer {
+    /// Listens on a free port of the loopback address.
+    pub fn bind(layout: Layout) -> Result<Self, PageError> {
+        let io = |source| PageError::Io { what: "listen for", source };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(io)?;
+        listener.set_nonblocking(true).map_err(io)?;
+        Ok(Self { listener, layout })
+    }
+
+    /// Where CRIU is to connect.
+    pub fn address(&self) -> Result<SocketAddr, PageError> {
+        self.listener.local_addr().map_err(|source| PageError::Io { what: "listen for", source })
+    }
+
+    /// Serves one dump: accepts one connection and passes every object on. Blocking.
+    ///
+    /// Returns when CRIU has closed the stream in order. `stop` ends the wait for a connection,
+    /// which is how a dump that failed before connecting is noticed.
+    pub fn serve(self, images: &mut ImageSender, stop: &AtomicBool) -> Result<PageTotals, PageError> {
+        let stream = self.accept(stop)?;
+        drop(self.listener);
+        let mut session =
+            Session { stream, layout: self.layout, images, current: None, totals: PageTotals::default() };
+        session.run()
+    }
+
+    fn accept(&self, stop: &AtomicBool) -> Result<TcpStream, PageError> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    let io = |source| PageError::Io { what: "take up", source };
+                    stream.set_nonblocking(false).map_err(io)?;
+                    stream.set_nodelay(true).map_err(io)?;
+                    return Ok(stream);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(PageError::Stopped);
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(source) => return Err(PageError::Io { what: "take up", source }),
+            }
+        }
+    }
+}
+
+struct Session<'a> {
+    stream: TcpStream,
+    layout: Layout,
+    images: &'a mut ImageSender,
+    current: Option<Object>,
+    totals: PageTotals,
+}
+
+impl Session<'_> {
+    fn run(&mut self) -> Result<PageTotals, PageError> {
+        loop {
+            let c = self.command()?;
+            match c.cmd {
+                PS_IOV_OPEN2 => {
+                    self.close_object()?;
+                    self.open_object(c.dst_id)?;
+                    self.answer(&[0])?;
+                }
+                PS_IOV_PARENT => self.answer(&0i32.to_ne_bytes())?,
+                PS_IOV_ADD_F => self.add(&c)?,
+                PS_IOV_CLOSE | PS_IOV_FORCE_CLOSE => {
+                    self.close_object()?;
+                    self.answer(&0i32.to_ne_bytes())?;
+                    return Ok(self.totals);
+                }
+                other => return Err(PageError::Protocol(format!("unknown command {other:#x}"))),
+            }
+        }
+    }
+
+    fn command(&mut self) -> Result<Command, PageError> {
+        let mut raw = [0; 32];
+        let len = self.layout.len();
+        self.stream.read_exact(&mut raw[..len]).map_err(|source| PageError::Io { what: "read", source })?;
+        Ok(parse_command(&raw, self.layout))
+    }
+
+    fn answer(&mut self, bytes: &[u8]) -> Result<(), PageError> {
+        self.stream.write_all(bytes).map_err(|source| PageError::Io { what: "answer", source })
+    }
+
+    fn open_object(&mut self, dst_id: u64) -> Result<(), PageError> {
+        let (kind, id) = (dst_id & 0xff, dst_id >> 8);
+        let name = match kind {
+            1 => format!("pagemap-{id}.img"),
+            2 => format!("pagemap-shmem-{id}.img"),
+            other => return Err(PageError::Protocol(format!("unknown object type {other}"))),
+        };
+        if self.totals.objects >= MAX_OBJECTS {
+            return Err(PageError::Protocol(format!("more than {MAX_OBJECTS} objects")));
+        }
+        let pages_id = FIRST_PAGES_ID + self.totals.objects;
+        self.totals.objects += 1;
+        let pages = self.images.start(&format!("pages-{pages_id}.img"))?;
+        self.current = Some(Object { name, pages_id, pages, entries: Vec::new() });
+        Ok(())
+    }
+
+    fn add(&mut self, c: &Command) -> Result<(), PageError> {
+        let Some(object) = self.current.as_mut() else {
+            return Err(PageError::Protocol("pages before any object".into()));
+        };
+        if c.flags & PE_PARENT != 0 {
+            return Err(PageError::Protocol("pages of a parent image that was never asked for".into()));
+        }
+        if object.entries.len() >= MAX_ENTRIES {
+            return Err(PageError::Protocol(format!("more than {MAX_ENTRIES} runs of pages")));
+        }
+        let bytes = c
+            .nr_pages
+            .checked_mul(PAGE)
+            .filter(|b| c.vaddr.checked_add(*b).is_some())
+            .ok_or_else(|| PageError::Protocol(format!("{} pages at {:#x}", c.nr_pages, c.vaddr)))?;
+        object.entries.push(PagemapEntry {
+            vaddr: c.vaddr,
+            // Readers before 4.2 know this field only.
+            compat_nr_pages: u32::try_from(c.nr_pages).unwrap_or(0),
+            flags: Some(c.flags),
+            nr_pages: Some(c.nr_pages),
+        });
+        if c.flags & PE_PRESENT != 0 {
+            self.totals.pages += c.nr_pages;
+            self.images
+                .fill(&mut object.pages, &mut self.stream, Some(bytes))
+                .map_err(|source| PageError::Io { what: "read", source })??;
+        }
+        Ok(())
+    }
+
+    fn close_object(&mut self) -> Result<(), PageError> {
+        let Some(object) = self.current.take() else { return Ok(()) };
+        self.images.end(object.pages)?;
+        let mut image = Vec::with_capacity(64 + object.entries.len() * 24);
+        image.extend_from_slice(&IMG_COMMON_MAGIC.to_le_bytes());
+        image.extend_from_slice(&PAGEMAP_MAGIC.to_le_bytes());
+        append(&mut image, &PagemapHead { pages_id: object.pages_id });
+        for entry in &object.entries {
+            append(&mut image, entry);
+        }
+        let mut file = self.images.start(&object.name)?;
+        self.images.write(&mut file, &image)?;
+        self.images.end(file)?;
+        Ok(())
+    }
+}
+
+/// CRIU's image framing: a 32-bit length before each message.
+fn append(image: &mut Vec<u8>, message: &impl Message) {
+    let length = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX);
+    image.extend_from_slice(&length.to_le_bytes());
+    image.extend_from_slice(&message.encode_to_vec());
+}
+
+fn parse_command(raw: &[u8; 32], layout: Layout) -> Command {
+    let u32_at = |i: usize| u32::from_ne_bytes([raw[i], raw[i + 1], raw[i + 2], raw[i + 3]]);
+    let u64_at = |i: usize| u64::from(u32_at(i)) | u64::from(u32_at(i + 4)) << 32;
+    let word = u32_at(0);
+    let (nr_pages, rest) = match layout {
+        Layout::Narrow => (u64::from(u32_at(4)), 8),
+        Layout::Wide => (u64_at(8), 16),
+    };
+    // Close commands use all sixteen low bits; flags sit above them.
+    Command { cmd: word & 0xffff, flags: word >> 16, nr_pages, vaddr: u64_at(rest), dst_id: u64_at(rest + 8) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_follows_the_version() {
+        for (v, want) in [
+            ("4.2.1", Layout::Wide),
+            ("4.2", Layout::Wide),
+            ("5.0", Layout::Wide),
+            ("4.1.1", Layout::Narrow),
+            ("3.17.1", Layout::Narrow),
+            ("", Layout::Narrow),
+        ] {
+            assert_eq!(Layout::of_criu(v), want, "{v}");
+        }
+    }
+
+    #[test]
+    fn commands_are_read_in_both_layouts() {
+        let mut raw = [0; 32];
+        raw[0..4].copy_from_slice(&(6u32 | 6 << 16).to_ne_bytes());
+        raw[8..16].copy_from_slice(&3u64.to_ne_bytes());
+        raw[16..24].copy_from_slice(&0x7000_0000_1000u64.to_ne_bytes());
+        raw[24..32].copy_from_slice(&(7u64 << 8 | 1).to_ne_bytes());
+        let c = parse_command(&raw, Layout::Wide);
+        assert_eq!((c.cmd, c.flags, c.nr_pages, c.vaddr, c.dst_id), (6, 6, 3, 0x7000_0000_1000, 7 << 8 | 1));
+        let mut raw = [0; 32];
+        raw[0..4].copy_from_slice(&0x1023u32.to_ne_bytes());
+        raw[4..8].copy_from_slice(&9u32.to_ne_bytes());
+        let c = parse_command(&raw, Layout::Narrow);
+        assert_eq!((c.cmd, c.flags, c.nr_pages), (PS_IOV_CLOSE, 0, 9));
+    }
+}

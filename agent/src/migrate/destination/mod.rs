@@ -1,0 +1,3 @@
+//! The destination side of a migration.
+
+pub mod machine;

@@ -1,0 +1,3 @@
+//! The source side of a migration.
+
+pub mod machine;
