@@ -21,8 +21,11 @@
 //! removed by another process than the one that made it.
 
 pub mod agent_config;
+pub mod bench;
 pub mod cgroup;
 pub mod cli;
+pub mod client;
+pub mod demo;
 pub mod error;
 pub mod fault;
 pub mod host;
@@ -33,6 +36,7 @@ pub mod names;
 pub mod pki;
 pub mod progress;
 pub mod run;
+pub mod scenario;
 pub mod state;
 pub mod sys;
 pub mod teardown;

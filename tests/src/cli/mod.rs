@@ -14,6 +14,7 @@ use crate::names::LabName;
 pub mod fault;
 pub mod hosts;
 pub mod image;
+pub mod scenario;
 pub mod up;
 
 /// Hosts on one machine: made of namespaces, with real runc, CRIU and conmon.
@@ -53,6 +54,16 @@ enum Command {
     Stop(fault::Agent),
     /// Start a host's agent
     Start(fault::Agent),
+    /// Run the scenarios: real servers moved under real clients
+    Scenario(scenario::Scenarios),
+    /// Measure
+    #[command(subcommand)]
+    Bench(crate::bench::Bench),
+    /// Two hosts, Redis on one, a client counting, one live migration
+    Demo(crate::demo::Demo),
+    /// A client that checks what a server answers (used by scenarios, in the client namespace)
+    #[command(subcommand, hide = true)]
+    Load(crate::client::Load),
     /// The first process of a host (used by `up`)
     #[command(hide = true)]
     HostInit(up::HostInit),
@@ -94,6 +105,10 @@ pub fn main() -> ExitCode {
         Command::Kill(args) => args.run(fault::AgentFault::Kill),
         Command::Stop(args) => args.run(fault::AgentFault::Stop),
         Command::Start(args) => args.run(fault::AgentFault::Start),
+        Command::Scenario(args) => args.run(),
+        Command::Bench(bench) => bench.run(),
+        Command::Demo(args) => args.run(),
+        Command::Load(load) => Ok(crate::client::run(load)),
         Command::HostInit(args) => args.run(),
     };
     match done {

@@ -1,0 +1,115 @@
+//! Scenarios: real servers, real clients, real moves, and every byte checked.
+//!
+//! Each scenario is a function over a [`Scene`], which is a lab of three hosts and the ways to
+//! use it. They run one after the other in one lab, since a lab costs more than most scenarios;
+//! after each of them nothing may be left, and a lab that a failed scenario spoiled is rebuilt.
+
+pub mod bounded;
+mod cancel;
+mod files;
+mod hosts_file;
+mod identity;
+mod network;
+mod nginx;
+mod postgres;
+mod redis;
+mod refusals;
+mod scene;
+mod tree;
+mod versions;
+
+pub use scene::{Container, Moved, Scene};
+
+use std::time::{Duration, Instant};
+
+/// A property and the function that tries to break it.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// The property's name.
+    pub name: &'static str,
+    /// What is done.
+    pub run: fn(&mut Scene) -> anyhow::Result<()>,
+    /// Images that it needs.
+    pub images: &'static [&'static str],
+}
+
+/// All scenarios, the quick and fundamental ones first.
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "redis_counter_ten_moves", run: redis::ten_moves, images: &["redis"] },
+    Scenario { name: "ipv6_connection", run: network::ipv6_connection, images: &["redis"] },
+    Scenario { name: "two_interfaces_two_networks", run: network::two_interfaces, images: &["redis"] },
+    Scenario { name: "five_hundred_connections", run: redis::five_hundred_connections, images: &["redis"] },
+    Scenario { name: "late_failure_costs_a_pause_only", run: refusals::late_failure, images: &["redis"] },
+    Scenario { name: "ctrl_c_cancels", run: cancel::ctrl_c_cancels, images: &["redis"] },
+    Scenario { name: "second_ctrl_c_detaches", run: cancel::second_ctrl_c_detaches, images: &["redis"] },
+    Scenario {
+        name: "bad_input_is_refused_before_anything_is_touched",
+        run: refusals::bad_input,
+        images: &["redis"],
+    },
+    Scenario { name: "nginx_keepalive_20mib", run: nginx::keepalive, images: &["workloads"] },
+    Scenario { name: "every_kind_of_file", run: files::every_kind, images: &["workloads"] },
+    Scenario { name: "postgres_pgbench_three_moves", run: postgres::pgbench, images: &["workloads"] },
+];
+
+/// Packages of an image, by its name.
+pub fn packages(image: &str) -> &'static [&'static str] {
+    match image {
+        "redis" => &["redis-server", "redis-tools"],
+        "workloads" => &["nginx-light", "postgresql", "postgresql-contrib", "python3-minimal"],
+        _ => &[],
+    }
+}
+
+/// What a run of scenarios came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Scenarios that held.
+    pub passed: usize,
+    /// Scenarios that did not.
+    pub failed: usize,
+}
+
+/// Runs the scenarios whose names contain one of `filters` (all without filters) and prints each
+/// one's result and time. The last line is `N passed, N failed`.
+pub fn run(scene: &mut Scene, filters: &[String]) -> Tally {
+    let mut tally = Tally::default();
+    let chosen =
+        ALL.iter().filter(|s| filters.is_empty() || filters.iter().any(|f| s.name.contains(f.as_str())));
+    for scenario in chosen {
+        println!("scenario {} ...", scenario.name);
+        let began = Instant::now();
+        let result = one(scene, scenario);
+        let took = began.elapsed();
+        match result {
+            Ok(()) => {
+                tally.passed += 1;
+                println!("scenario {} ... ok ({})", scenario.name, seconds(took));
+            }
+            Err(e) => {
+                tally.failed += 1;
+                println!("scenario {} ... FAILED ({})\n{e:?}", scenario.name, seconds(took));
+                println!("{}", scene.logs());
+                if let Err(e) = scene.recover() {
+                    println!("the lab cannot be repaired: {e:?}");
+                    break;
+                }
+            }
+        }
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    tally
+}
+
+fn one(scene: &mut Scene, scenario: &Scenario) -> anyhow::Result<()> {
+    for image in scenario.images {
+        scene.image(image)?;
+    }
+    (scenario.run)(scene)?;
+    scene.remove_all()?;
+    scene.audit()
+}
+
+fn seconds(d: Duration) -> String {
+    format!("{:.1} s", d.as_secs_f64())
+}

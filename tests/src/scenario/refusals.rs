@@ -1,0 +1,257 @@
+//! What must be refused before anything is touched, and what fails later and costs a pause only.
+//!
+//! Each case checks four things: the documented exit code, a message with a hint, that the
+//! counting client noticed nothing, and that nothing is left on any host.
+
+use super::bounded::Ended;
+use super::hosts_file::{with_config, with_pki};
+use super::identity::{Authority, Role};
+use super::redis::{counted_on, finish};
+use super::scene::{Container, MOVE, Scene};
+use super::versions;
+use crate::client::LoadClient;
+use anyhow::{Context, ensure};
+use std::time::Duration;
+use time::Duration as Span;
+
+/// A client that is left alone sees no silence longer than this.
+const UNTOUCHED_US: u64 = 50_000;
+/// A machine under load may pause the client itself; what a refusal does is the same each time.
+const TRIES: usize = 4;
+
+const USAGE: i32 = 2;
+const UNREACHABLE: i32 = 5;
+const REFUSED: i32 = 6;
+const NOT_AUTHORIZED: i32 = 9;
+
+/// A case: what it is called, the exit code, and a word that the message has to hold.
+type Case<'a> = (&'a str, i32, &'a str);
+
+/// All refusals, with one container that never moves and one client that never pauses.
+pub(super) fn bad_input(scene: &mut Scene) -> anyhow::Result<()> {
+    let mut container = Container::redis("web", "10.77.1.10/16");
+    container.links = vec![("lan".into(), vec!["10.77.1.10/16".into(), "fd77::1:10/64".into()])];
+    scene.start("host-a", &container)?;
+    scene.wait_port("10.77.1.10", 6379)?;
+    let mut client = scene.load(&["redis", "--addr", "10.77.1.10:6379"])?;
+    let c = &mut client;
+    requests(scene, c)?;
+    unreachable(scene, c)?;
+    taken(scene, c)?;
+    unfit_destination(scene, c)?;
+    certificates(scene, c)?;
+    versions::refused(scene)?;
+    // After all of that it still can be moved.
+    scene.migrate("host-a", "web", "host-b")?;
+    counted_on(&mut client, "end")?;
+    finish(client).map(drop)
+}
+
+fn requests(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
+    refused(scene, client, ("an unknown container", USAGE, "nosuch"), || migrate(scene, "nosuch", "host-b"))?;
+    refused(scene, client, ("an unknown host", USAGE, "host-z"), || migrate(scene, "web", "host-z"))?;
+    refused(scene, client, ("the host it is on", USAGE, "host-a"), || migrate(scene, "web", "host-a"))?;
+    refused(scene, client, ("a name that cannot be one", USAGE, ".."), || migrate(scene, "../web", "host-b"))
+}
+
+fn unreachable(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
+    let host = scene.host("host-b")?;
+    host.kill_agent()?;
+    let dead =
+        refused(scene, client, ("a dead agent", UNREACHABLE, "host-b"), || migrate(scene, "web", "host-b"));
+    host.start_agent()?;
+    dead?;
+    scene.lab().cut("host-a", "host-b")?;
+    let cut =
+        refused(scene, client, ("a cut link", UNREACHABLE, "host-b"), || migrate(scene, "web", "host-b"));
+    scene.lab().heal("host-a", "host-b")?;
+    cut
+}
+
+fn taken(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
+    scene.start("host-b", &Container::new("web", "redis", "10.77.1.11/16", &["sleep", "1000"]))?;
+    let name = refused(scene, client, ("a taken name", REFUSED, "web"), || migrate(scene, "web", "host-b"));
+    scene.tranship("host-b", &["rm", "--force", "web"], Duration::from_secs(30))?.ok()?;
+    name?;
+    for (what, address, word) in [
+        ("a taken IPv4 address", "10.77.1.10/16", "10.77.1.10"),
+        ("a taken IPv6 address", "fd77::1:10/64", "fd77::1:10"),
+    ] {
+        // host-c answers for the container's address with a MAC address of its own.
+        let v6: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+        let change = |verb| {
+            let flags = if verb == "add" { v6 } else { &[] };
+            scene.on_ok("host-c", &[&["ip", "addr", verb, address, "dev", "br0"], flags].concat())
+        };
+        change("add")?;
+        let result = refused(scene, client, (what, REFUSED, word), || migrate(scene, "web", "host-b"));
+        change("del")?;
+        result?;
+    }
+    Ok(())
+}
+
+fn unfit_destination(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
+    let mut case = |case: Case<'_>, edit: &dyn Fn(&mut toml::Table)| {
+        let what = case.0;
+        with_config(scene, "host-b", edit, || {
+            refused(scene, client, case, || migrate(scene, "web", "host-b"))
+        })
+        .with_context(|| format!("with {what}"))
+    };
+    case(("a missing network", REFUSED, "lan"), &|config| {
+        if let Some(networks) = config.get_mut("networks").and_then(toml::Value::as_table_mut)
+            && let Some(lan) = networks.remove("lan")
+        {
+            networks.insert("elsewhere".into(), lan);
+        }
+    })?;
+    for (what, script) in [
+        ("CRIU missing", None),
+        ("CRIU too old", Some("#!/bin/sh\necho Version: 3.17.1\nexit 0\n")),
+        ("CRIU broken", Some("#!/bin/sh\necho 'criu: cannot execute' >&2\nexit 127\n")),
+    ] {
+        let path = "/usr/local/lib/other-criu";
+        let file = scene.host("host-b")?.path(path);
+        let _ = std::fs::remove_file(&file);
+        if let Some(script) = script {
+            std::fs::write(&file, script)?;
+            scene.on_ok("host-b", &["chmod", "755", path])?;
+        }
+        let result = case((what, REFUSED, "riu"), &|config| set(config, "runtime", "criu", path.into()));
+        let _ = std::fs::remove_file(&file);
+        result?;
+    }
+    case(("too little memory", REFUSED, "emory"), &|config| {
+        set(config, "limits", "image_memory_mib", toml::Value::Integer(1));
+    })?;
+    scene.on_ok(
+        "host-b",
+        &["sh", "-c", "mkdir -p /mnt/small && mount -t tmpfs -o size=24m,mode=755 tmpfs /mnt/small"],
+    )?;
+    let disk = case(("too little disk", REFUSED, "space"), &|config| {
+        config.insert("state_dir".into(), "/mnt/small".into());
+    });
+    scene.on_ok("host-b", &["sh", "-c", "umount -l /mnt/small && rmdir /mnt/small"])?;
+    disk
+}
+
+fn certificates(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
+    let ours = Authority::new()?;
+    let long = Span::days(10);
+    let agent = |name: &str, ends| ours.issue(Role::Agent, name, name, ends);
+    let source = agent("host-a", long)?;
+    // host-a belongs to the scenario's own authority in each case; host-b is the odd one.
+    let odd = [
+        ("another authority", None),
+        ("an expired certificate", Some(agent("host-b", -Span::days(1))?)),
+        ("an operator's certificate", Some(ours.issue(Role::Operator, "host-b", "host-b", long)?)),
+        ("another host's certificate", Some(agent("host-c", long)?)),
+    ];
+    for (what, identity) in odd {
+        let case = (what, NOT_AUTHORIZED, "host-b");
+        let mut attempt = || refused(scene, client, case, || migrate(scene, "web", "host-b"));
+        with_pki(scene, "host-a", &ours.ca_pem, &source, || match &identity {
+            Some(identity) => with_pki(scene, "host-b", &ours.ca_pem, identity, attempt),
+            None => attempt(),
+        })
+        .with_context(|| format!("with {what}"))?;
+    }
+    Ok(())
+}
+
+fn migrate(scene: &Scene, name: &str, to: &str) -> anyhow::Result<Ended> {
+    scene.tranship("host-a", &["migrate", name, "--to", to, "--output", "json"], MOVE)
+}
+
+/// One case. The attempt is repeated while the client's silence may be the machine's fault.
+fn refused(
+    scene: &Scene,
+    client: &mut LoadClient,
+    (what, code, word): Case<'_>,
+    attempt: impl Fn() -> anyhow::Result<Ended>,
+) -> anyhow::Result<()> {
+    let mut silence = Vec::new();
+    for _ in 0..TRIES {
+        client.mark(what)?;
+        let ended = attempt()?;
+        let said = ended.said();
+        ensure!(
+            ended.code == Some(code),
+            "{what}: the exit code is {:?} instead of {code}: {said}",
+            ended.code
+        );
+        let error = last_error(&ended.stdout).with_context(|| format!("{what}: no error in JSON: {said}"))?;
+        let text = |field: &str| error.get(field).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+        let message = format!(
+            "{} {}",
+            text("message"),
+            error.get("causes").map(ToString::to_string).unwrap_or_default()
+        );
+        ensure!(message.contains(word), "{what}: the message does not name {word:?}: {said}");
+        ensure!(!text("hint").is_empty(), "{what}: no hint: {said}");
+        scene.runs_only_on("web", "host-a").or_else(|e| match what {
+            // That one is there on purpose.
+            "a taken name" => Ok(()),
+            _ => Err(e),
+        })?;
+        if what != "a taken name" {
+            scene.audit().with_context(|| what.to_owned())?;
+        }
+        let window = counted_on(client, "between").with_context(|| what.to_owned())?;
+        if window.longest_gap_us < UNTOUCHED_US {
+            println!("  {what}: refused in {:.2} s: {}", ended.took.as_secs_f64(), text("message"));
+            return Ok(());
+        }
+        silence.push(window.longest_gap_us / 1000);
+    }
+    anyhow::bail!(
+        "{what}: the client was not left alone, it heard nothing for {silence:?} ms in {TRIES} tries"
+    )
+}
+
+/// The last JSON object that is an error.
+fn last_error(text: &str) -> Option<serde_json::Value> {
+    let lines = text.lines().rev().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+    lines.into_iter().find_map(|v| match v.get("failure").or_else(|| v.pointer("/body/failed/failure")) {
+        Some(failure) => Some(failure.clone()),
+        None if v.get("message").is_some() => Some(v),
+        None => None,
+    })
+}
+
+fn set(config: &mut toml::Table, table: &str, key: &str, value: toml::Value) {
+    let entry = config.entry(table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    if let Some(table) = entry.as_table_mut() {
+        table.insert(key.into(), value);
+    }
+}
+
+/// The restore fails at the destination: the container saw a pause, and can be moved at once.
+pub(super) fn late_failure(scene: &mut Scene) -> anyhow::Result<()> {
+    scene.start("host-a", &Container::redis("late", "10.77.1.12/16"))?;
+    scene.wait_port("10.77.1.12", 6379)?;
+    let mut client = scene.load(&["redis", "--addr", "10.77.1.12:6379"])?;
+    // runc finds CRIU in PATH. Every use but a restore goes through to the real one.
+    let wrapper = "#!/bin/sh\n\
+        if [ \"$1\" = swrk ] && find /run/tranship/images -name inventory.img 2>/dev/null | grep -q .; then\n\
+        echo 'made to fail' >&2; exit 1\nfi\nexec /usr/sbin/criu \"$@\"\n";
+    let host = scene.host("host-b")?;
+    let path = "/usr/local/sbin/criu";
+    scene.on_ok("host-b", &["mkdir", "-p", "/usr/local/sbin"])?;
+    std::fs::write(host.path(path), wrapper)?;
+    scene.on_ok("host-b", &["chmod", "755", path])?;
+    client.mark("late failure")?;
+    let ended = migrate(scene, "late", "host-b");
+    scene.on_ok("host-b", &["rm", path])?;
+    let ended = ended?;
+    ensure!(ended.code == Some(1), "the exit code is {:?}, not 1: {}", ended.code, ended.said());
+    scene.runs_only_on("late", "host-a")?;
+    let window = counted_on(&mut client, "after")?;
+    println!("  the failed move paused the client for {} ms", window.longest_gap_us / 1000);
+    scene.audit()?;
+    let moved = scene.migrate("host-a", "late", "host-b")?;
+    counted_on(&mut client, "moved")?;
+    println!("  moved at once afterwards in {:.2} s", moved.took.as_secs_f64());
+    finish(client).map(drop)
+}
