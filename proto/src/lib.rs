@@ -18,6 +18,7 @@ pub mod error;
 pub mod frame;
 pub mod handoff;
 pub mod ids;
+pub mod network;
 pub mod registry;
 pub mod status;
 pub mod version;
