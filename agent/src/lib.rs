@@ -5,6 +5,7 @@ pub mod config;
 pub mod journal;
 pub mod memory;
 pub mod migrate;
+pub mod network;
 pub mod transport;
 
 /// Name and version, as told to peers.

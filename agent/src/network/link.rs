@@ -1,0 +1,227 @@
+//! Links: listing them, and making a pair of which one end is in a container and the other in a
+//! bridge of the host.
+
+use super::error::{Attempt, NetworkError};
+use super::handle::Rt;
+use super::netns::NsFd;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+};
+use std::io;
+use std::os::fd::AsRawFd;
+use tranship_proto::network::Mac;
+
+/// An interface as the kernel lists it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// Empty for the loopback and for hardware.
+    pub(super) kind: String,
+    pub(super) loopback: bool,
+    pub(super) mac: Option<Mac>,
+    pub(super) mtu: u32,
+    pub(super) up: bool,
+    pub(super) txqlen: u32,
+    pub(super) qdisc: String,
+    pub(super) xdp: bool,
+    /// The bridge it is in.
+    pub(super) controller: Option<u32>,
+    /// Index of the other end of a pair, in that end's namespace.
+    pub(super) peer: Option<u32>,
+    pub(super) alias: Option<String>,
+}
+
+impl Link {
+    fn parse(m: LinkMessage) -> Self {
+        let mut l = Self {
+            index: m.header.index,
+            up: m.header.flags.contains(LinkFlags::Up),
+            loopback: m.header.flags.contains(LinkFlags::Loopback),
+            ..Self::default()
+        };
+        for a in m.attributes {
+            match a {
+                LinkAttribute::IfName(n) => l.name = n,
+                LinkAttribute::Address(a) => l.mac = <[u8; 6]>::try_from(a).ok().map(Mac),
+                LinkAttribute::Mtu(n) => l.mtu = n,
+                LinkAttribute::TxQueueLen(n) => l.txqlen = n,
+                LinkAttribute::Qdisc(q) => l.qdisc = q,
+                LinkAttribute::Controller(i) => l.controller = Some(i),
+                LinkAttribute::Link(i) => l.peer = Some(i),
+                LinkAttribute::IfAlias(a) => l.alias = Some(a),
+                LinkAttribute::Xdp(x) => {
+                    l.xdp = x.iter().any(|x| matches!(x, LinkXdp::Attached(a) if *a != XdpAttached::None));
+                }
+                LinkAttribute::LinkInfo(infos) => {
+                    for i in infos {
+                        if let LinkInfo::Kind(k) = i {
+                            l.kind = k.to_string();
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        l
+    }
+
+    /// A tunnel that the kernel puts into every new namespace when its module is loaded.
+    pub(super) fn is_fallback_tunnel(&self) -> bool {
+        const NAMES: [&str; 10] = [
+            "tunl0",
+            "gre0",
+            "gretap0",
+            "erspan0",
+            "ip_vti0",
+            "ip6_vti0",
+            "sit0",
+            "ip6tnl0",
+            "ip6gre0",
+            "ip6gretap0",
+        ];
+        !self.up && NAMES.contains(&self.name.as_str())
+    }
+}
+
+/// All links of a namespace, in order of index.
+pub(super) async fn links(rt: &mut Rt) -> Result<Vec<Link>, NetworkError> {
+    let mut all = rt
+        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| match m {
+            RouteNetlinkMessage::NewLink(l) => Some(Link::parse(l)),
+            _ => None,
+        })
+        .await
+        .attempt("list", "links")?;
+    all.sort_by_key(|l| l.index);
+    Ok(all)
+}
+
+/// A message that means the link of this name.
+fn named(name: &str) -> LinkMessage {
+    let mut m = LinkMessage::default();
+    m.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    m
+}
+
+/// One link by name.
+pub(super) async fn find(rt: &mut Rt, name: &str) -> Result<Option<Link>, NetworkError> {
+    match rt.get(RouteNetlinkMessage::GetLink(named(name))).await {
+        Ok(Some(RouteNetlinkMessage::NewLink(l))) => Ok(Some(Link::parse(l))),
+        Ok(_) => Ok(None),
+        Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
+        Err(e) => Err(e).attempt("look up link", name),
+    }
+}
+
+/// A message that sets a link, named, up or down.
+pub(super) fn set_up(name: &str, up: bool) -> RouteNetlinkMessage {
+    let mut m = named(name);
+    m.header.change_mask = LinkFlags::Up;
+    m.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    RouteNetlinkMessage::SetLink(m)
+}
+
+/// Removes a link by name, and with it the other end of a pair. No link is no error.
+pub(super) async fn delete(rt: &mut Rt, name: &str) -> Result<(), NetworkError> {
+    match rt.change(RouteNetlinkMessage::DelLink(named(name)), 0).await {
+        Err(e) if e.raw_os_error() != Some(nix::libc::ENODEV) => Err(e).attempt("remove link", name),
+        _ => Ok(()),
+    }
+}
+
+/// The container's end of a link to be made.
+pub(super) struct EndSpec<'a> {
+    pub(super) name: &'a str,
+    /// Index wanted; 0 for any.
+    pub(super) index: u32,
+    pub(super) mac: Mac,
+    pub(super) mtu: u32,
+    pub(super) txqlen: Option<u32>,
+}
+
+impl EndSpec<'_> {
+    fn message(&self, kind: InfoKind, data: Option<InfoData>) -> LinkMessage {
+        let mut m = named(self.name);
+        m.header.index = self.index;
+        m.attributes.push(LinkAttribute::Address(self.mac.0.to_vec()));
+        m.attributes.push(LinkAttribute::Mtu(self.mtu));
+        m.attributes.extend(self.txqlen.map(LinkAttribute::TxQueueLen));
+        let info = [LinkInfo::Kind(kind)].into_iter().chain(data.map(LinkInfo::Data));
+        m.attributes.push(LinkAttribute::LinkInfo(info.collect()));
+        m
+    }
+
+    /// Creates the link, with the index wanted if it is free.
+    async fn create(&self, rt: &mut Rt, kind: InfoKind, data: Option<InfoData>) -> Result<(), NetworkError> {
+        let mut m = self.message(kind, data);
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let taken = |e: &io::Error| e.raw_os_error() == Some(nix::libc::EBUSY);
+        match rt.change(RouteNetlinkMessage::NewLink(m.clone()), flags).await {
+            Err(e) if taken(&e) && self.index != 0 => {
+                tracing::warn!(link = self.name, index = self.index, "interface index is taken");
+                m.header.index = 0;
+                rt.change(RouteNetlinkMessage::NewLink(m), flags).await
+            }
+            r => r,
+        }
+        .attempt("make link", self.name)
+    }
+
+    /// A pair with both ends in one namespace.
+    pub(super) async fn create_loose_pair(&self, rt: &mut Rt, other: &str) -> Result<(), NetworkError> {
+        self.create(rt, InfoKind::Veth, Some(InfoData::Veth(InfoVeth::Peer(named(other))))).await
+    }
+
+    /// A link that leads nowhere.
+    pub(super) async fn create_dummy(&self, inside: &mut Rt) -> Result<(), NetworkError> {
+        self.create(inside, InfoKind::Dummy, None).await
+    }
+}
+
+/// The host's end of a link to be made.
+pub(super) struct PortSpec<'a> {
+    pub(super) name: &'a str,
+    pub(super) bridge: &'a Link,
+    pub(super) alias: String,
+}
+
+/// Makes a pair: one end in the container, down; the other in the host's bridge, down.
+///
+/// It is made from inside, for only then does the kernel honour the index wanted
+/// (`veth_newlink` of drivers/net/veth.c).
+pub(super) async fn create_pair(
+    inside: &mut Rt,
+    host: &mut Rt,
+    host_ns: &NsFd,
+    end: &EndSpec<'_>,
+    port: &PortSpec<'_>,
+) -> Result<(), NetworkError> {
+    let mut peer = named(port.name);
+    // A bridge takes the lowest MAC among its ports for its own: a high one never becomes that.
+    let mut mac = end.mac.0;
+    mac[0] = 0xfe;
+    // Neither lowers the bridge's MTU nor drops what the container may send.
+    let mtu = end.mtu.max(port.bridge.mtu);
+    peer.attributes.push(LinkAttribute::Address(mac.to_vec()));
+    peer.attributes.push(LinkAttribute::Mtu(mtu));
+    peer.attributes.push(LinkAttribute::NetNsFd(host_ns.fd().as_raw_fd()));
+    end.create(inside, InfoKind::Veth, Some(InfoData::Veth(InfoVeth::Peer(peer)))).await?;
+
+    // The host itself has nothing to say on this port: no link-local address, no solicitations.
+    let mut quiet = named(port.name);
+    let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    quiet.attributes.push(LinkAttribute::AfSpecUnspec(vec![mode]));
+    if let Err(e) = host.change(RouteNetlinkMessage::SetLink(quiet), 0).await {
+        tracing::debug!(port = port.name, %e, "no IPv6 on the host end");
+    }
+    let mut attach = named(port.name);
+    attach.attributes.push(LinkAttribute::Controller(port.bridge.index));
+    attach.attributes.push(LinkAttribute::IfAlias(port.alias.clone()));
+    host.change(RouteNetlinkMessage::SetLink(attach), 0)
+        .await
+        .attempt("attach", format!("{} to bridge {}", port.name, port.bridge.name))
+}
