@@ -5,6 +5,7 @@
 //! |-- Reserve (offer) -------------------->|  checks, lease
 //! |<------------------ Reserved / Refused --|
 //! |== bulk: files, one pass per stream ===>|
+//! |<----------------------------- PassDone --|
 //!    fence, freeze
 //! |-- Frozen ----------------------------->|
 //! |== bulk: images, last file pass =======>|
@@ -120,6 +121,13 @@ pub enum Handoff {
     },
     /// T: no. Nothing is left at T.
     Refused(Failure),
+    /// T: a pass over a tree was applied, digest and counts verified.
+    PassDone {
+        /// Tree index.
+        index: u16,
+        /// Number of the pass.
+        pass: u32,
+    },
     /// S: fenced and frozen; packets for the addresses are T's from now on.
     Frozen,
     /// S: everything has been sent.

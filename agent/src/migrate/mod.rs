@@ -1,4 +1,12 @@
 //! Migrations: two pure state machines, and drivers that do what they say.
 
 pub mod destination;
+pub mod events;
+pub mod link;
+mod plan;
+pub mod progress;
+pub mod registry;
 pub mod source;
+
+pub(crate) use destination::{disk_available, memory_available};
+pub(crate) use source::engine_failure;

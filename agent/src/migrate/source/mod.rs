@@ -1,3 +1,11 @@
-//! The source side of a migration.
+//! The source side of a migration: [`machine`] decides, [`driver`] performs, [`work`] knows how.
 
+mod copy;
+pub mod driver;
 pub mod machine;
+mod offer;
+mod sink;
+pub mod work;
+
+pub(crate) use offer::cpu_features;
+pub(crate) use work::{bytes, engine_failure, remove_dir};

@@ -1,0 +1,73 @@
+//! `transhipd`: a thin shell around the agent's library.
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tranship_agent::config::{self, Config};
+use tranship_agent::{chain, daemon, hook};
+
+/// The tranship agent: checkpoints, moves and restores containers of this host.
+#[derive(Debug, Parser)]
+#[command(name = "transhipd", version, about, long_about = None, after_help = "\
+Examples:
+  transhipd                                  run with /etc/tranship/transhipd.toml
+  transhipd --config ./host-a.toml           run with another file
+  transhipd check-config                     check the file and the certificates, start nothing
+
+Exit codes: 0 stopped in order; 1 could not start, the message says why; 2 usage.")]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH, global = true, env = "TRANSHIPD_CONFIG")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check the configuration and the certificates, and say what is wrong.
+    CheckConfig,
+    /// Hold a restore until the agent decides; called by CRIU's action script.
+    #[command(hide = true)]
+    Hook {
+        /// Arguments of the script.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    // Before anything else: a hook is started inside a blackout.
+    let mut raw = std::env::args_os().skip(1);
+    if raw.next().is_some_and(|a| a == "hook") {
+        return hook::hook_main(raw);
+    }
+    let arguments = Arguments::parse();
+    let config = match Config::load(&arguments.config) {
+        Ok(config) => config,
+        Err(e) => return fail(&e),
+    };
+    match arguments.command {
+        Some(Command::CheckConfig) => match tranship_agent::transport::endpoint::load_tls(&config.tls) {
+            Ok(_) => {
+                println!(
+                    "{}: good; host {}, listening on {}",
+                    arguments.config.display(),
+                    config.host,
+                    config.listen
+                );
+                ExitCode::SUCCESS
+            }
+            Err(e) => fail(&e),
+        },
+        _ => match daemon::run(config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => fail(&*e),
+        },
+    }
+}
+
+fn fail(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+    eprintln!("error: {}", chain(error));
+    ExitCode::FAILURE
+}

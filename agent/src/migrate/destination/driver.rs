@@ -1,0 +1,342 @@
+//! Does what the destination's machine says, one migration at a time.
+//!
+//! As at the source: the driver owns the state and the link, and steps that take long run as
+//! tasks. The work is shared here, because bulk streams arrive while other things go on; its parts
+//! lock themselves.
+
+use super::machine::{Effect, Event, State};
+use super::work::Work;
+use crate::context::Context;
+use crate::journal::{Ownership, Record, now_ms};
+use crate::migrate::link::{Link, LinkEvent, LinkWord};
+use crate::transport::endpoint::Connection;
+use quinn::{RecvStream, SendStream};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tranship_proto::bulk::BulkContent;
+use tranship_proto::handoff::Handoff;
+use tranship_proto::status::{Failure, MigrationStatus, Progressing, Reason, Side};
+
+/// How long a finished migration stays, to answer repeats.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// What reaches a destination driver from outside.
+#[derive(Debug)]
+pub enum Input {
+    /// A word over the link.
+    Link(LinkEvent),
+    /// A step ended.
+    Happened(Event),
+    /// The source opened a hand-over stream.
+    Attach {
+        /// The connection.
+        connection: Connection,
+        /// Answers go here.
+        send: SendStream,
+        /// Messages come from here.
+        recv: RecvStream,
+        /// The first message.
+        first: Handoff,
+    },
+    /// The source opened a bulk stream.
+    Bulk {
+        /// What it carries.
+        content: BulkContent,
+        /// Its records.
+        recv: RecvStream,
+    },
+    /// This side connected to the source.
+    Reconnected(Connection),
+}
+
+/// The driver of one migration at its destination.
+pub struct Driver {
+    ctx: Arc<Context>,
+    state: State,
+    work: Arc<Work>,
+    events: VecDeque<Event>,
+    link: Option<Link>,
+    generation: u64,
+    link_events: mpsc::Sender<LinkEvent>,
+    inputs: mpsc::Receiver<Input>,
+    own: mpsc::Sender<Input>,
+    status: watch::Sender<MigrationStatus>,
+    done: bool,
+}
+
+impl Driver {
+    /// A driver in `state`. `inputs` is the receiving end of `own`.
+    pub fn new(
+        ctx: Arc<Context>,
+        work: Arc<Work>,
+        state: State,
+        inputs: mpsc::Receiver<Input>,
+        own: mpsc::Sender<Input>,
+        status: watch::Sender<MigrationStatus>,
+    ) -> Self {
+        let (link_events, mut from_link) = mpsc::channel(32);
+        let forward = own.clone();
+        tokio::spawn(async move {
+            while let Some(event) = from_link.recv().await {
+                if forward.send(Input::Link(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            ctx,
+            state,
+            work,
+            events: VecDeque::new(),
+            link: None,
+            generation: 0,
+            link_events,
+            inputs,
+            own,
+            status,
+            done: false,
+        }
+    }
+
+    /// Runs to the end, starting with `first` when the agent found the migration in its journal.
+    pub async fn run(mut self, first: Option<Event>) {
+        self.events.extend(first);
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                self.handle(event).await;
+            }
+            let input = if self.done {
+                tokio::time::timeout(LINGER, self.inputs.recv()).await.unwrap_or_default()
+            } else {
+                self.inputs.recv().await
+            };
+            match input {
+                Some(input) => self.take(input),
+                None => return,
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let before = std::mem::replace(&mut self.state, State::Idle);
+        tracing::debug!(state = ?before, event = ?short(&event), "step");
+        match before.clone().step(event) {
+            Ok((next, effects)) => {
+                self.state = next;
+                for effect in effects {
+                    self.perform(effect).await;
+                }
+                self.publish();
+            }
+            Err(illegal) => {
+                tracing::error!(%illegal, "ignored");
+                self.state = before;
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Link(LinkEvent { generation, what }) => {
+                if self.link.as_ref().is_none_or(|l| l.generation != generation) {
+                    return;
+                }
+                match what {
+                    LinkWord::Message(body) => self.events.push_back(Event::Peer(body)),
+                    LinkWord::Lost(why) => {
+                        self.link = None;
+                        self.events.push_back(Event::LinkLost(why));
+                    }
+                }
+            }
+            Input::Happened(event) => self.events.push_back(event),
+            Input::Attach { connection, send, recv, first } => {
+                self.generation += 1;
+                let (id, epoch) = (self.work.id, self.work.epoch);
+                let events = self.link_events.clone();
+                self.link = Some(Link::start(connection, send, recv, id, epoch, self.generation, events));
+                self.events.push_back(Event::Peer(first));
+            }
+            Input::Bulk { content, recv } => self.bulk(content, recv),
+            Input::Reconnected(connection) => {
+                self.generation += 1;
+                let (id, epoch, generation) = (self.work.id, self.work.epoch, self.generation);
+                let (events, own) = (self.link_events.clone(), self.own.clone());
+                tokio::spawn(async move {
+                    // The answer comes as on any link that the source opens.
+                    if let Ok((send, recv)) = connection.quic.open_bi().await {
+                        let link = Link::start(connection.clone(), send, recv, id, epoch, generation, events);
+                        link.send(Handoff::Query);
+                        let _ = own.send(Input::Happened(Event::LinkUp)).await;
+                        // Held here until the source has answered or gone.
+                        connection.quic.closed().await;
+                        drop(link);
+                    }
+                });
+            }
+        }
+    }
+
+    fn bulk(&self, content: BulkContent, recv: RecvStream) {
+        let receiving = matches!(self.state, State::Receiving);
+        if !receiving {
+            tracing::warn!(?content, "a bulk stream that is not due; refused");
+            let mut recv = recv;
+            let _ = recv.stop(quinn::VarInt::from_u32(3));
+            return;
+        }
+        let (work, own) = (self.work.clone(), self.own.clone());
+        let reply = self.link.as_ref().map(Link::sender);
+        self.spawn(async move {
+            match work.take_bulk(content, recv).await {
+                Ok(Some(done)) => {
+                    if let Some(reply) = reply {
+                        reply.send(done);
+                    }
+                }
+                Ok(None) => {}
+                Err(f) => {
+                    let _ = own.send(Input::Happened(Event::ReceiveFailed(f))).await;
+                }
+            }
+        });
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(tracing::Instrument::instrument(task, tracing::Span::current()));
+    }
+
+    async fn perform(&mut self, effect: Effect) {
+        let (work, own) = (self.work.clone(), self.own.clone());
+        match effect {
+            Effect::Check => self.spawn(async move {
+                let result = work.check().await;
+                let _ = own.send(Input::Happened(Event::Checked(result))).await;
+            }),
+            Effect::Record(record) => self.record(record).await,
+            Effect::Receive => self.spawn(async move {
+                if let Err(f) = work.prepare_receive().await {
+                    let _ = own.send(Input::Happened(Event::ReceiveFailed(f))).await;
+                }
+            }),
+            Effect::Restore(totals) => self.spawn(async move {
+                let result = work.restore(&totals).await;
+                let _ = own.send(Input::Happened(Event::Restored(result))).await;
+            }),
+            Effect::Resume => self.spawn(async move {
+                let result = work.resume().await;
+                let _ = own.send(Input::Happened(Event::Resumed(result))).await;
+            }),
+            Effect::Discard => self.spawn(async move {
+                let result = work.discard().await.err();
+                let _ = own.send(Input::Happened(Event::Discarded(result))).await;
+            }),
+            Effect::Send(body) => {
+                if let Some(link) = &self.link {
+                    link.send(body);
+                }
+            }
+            Effect::Ask => self.ask(),
+            Effect::Finish(failure) => self.finish(failure).await,
+        }
+    }
+
+    fn ask(&self) {
+        let (ctx, own) = (self.ctx.clone(), self.own.clone());
+        let source = self.status.borrow().source.clone();
+        tokio::spawn(async move {
+            let mut wait = Duration::from_millis(200);
+            while !own.is_closed() {
+                match ctx.connect(&source).await {
+                    Ok(connection) => {
+                        let _ = own.send(Input::Reconnected(connection)).await;
+                        return;
+                    }
+                    Err(failure) => tracing::warn!(%failure, "cannot ask the source; trying again"),
+                }
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(2));
+            }
+        });
+    }
+
+    async fn record(&mut self, record: Record) {
+        let status = self.status.borrow().clone();
+        let (id, epoch) = (status.migration, status.epoch);
+        let written = if record == Record::Reserved {
+            self.ctx.journal.begin(status, record).await
+        } else {
+            let owner = (record == Record::Owner).then(|| Ownership {
+                container: status.container,
+                epoch,
+                owner: self.ctx.config.host.clone(),
+            });
+            self.ctx.journal.record(id, Side::Destination, record, owner).await
+        };
+        self.events.push_back(match written {
+            Ok(()) => Event::Recorded(record),
+            Err(e) => {
+                let text = format!("cannot write {} to the journal: {e}", record.as_str());
+                tracing::error!("{text}");
+                let f = Failure::new(Reason::Internal, Side::Destination, text)
+                    .hint("look at the disk under state_dir of the destination");
+                Event::RecordFailed(record, f)
+            }
+        });
+        if record == Record::Owner {
+            tracing::info!(%epoch, "owner: the container is this host's");
+        }
+    }
+
+    fn publish(&mut self) {
+        let state = match &self.state {
+            State::Held { .. } if self.link.is_none() => Progressing::InDoubt,
+            State::Owning | State::Resuming | State::Running(_) => Progressing::Committed,
+            _ => Progressing::Running,
+        };
+        let phase = self.state.phase();
+        let done = self.done;
+        self.status.send_if_modified(|s| {
+            let changed = !done && (s.state, s.phase) != (state, phase);
+            if changed {
+                (s.state, s.phase, s.updated_unix_ms) = (state, phase, now_ms());
+            }
+            changed
+        });
+    }
+
+    async fn finish(&mut self, failure: Option<Failure>) {
+        let mut status = self.status.borrow().clone();
+        status.updated_unix_ms = now_ms();
+        match &failure {
+            None => {
+                status.state = Progressing::Done;
+                tracing::info!("taken over");
+            }
+            Some(f) => {
+                status.state = match f.reason {
+                    Reason::Cancelled => Progressing::Cancelled,
+                    Reason::InDoubt => Progressing::InDoubt,
+                    _ => Progressing::Failed,
+                };
+                status.phase = f.phase.unwrap_or(status.phase);
+                tracing::warn!(failure = %f, "not taken over");
+            }
+        }
+        status.failure = failure;
+        // An offer that was refused before RESERVED is the source's history alone.
+        let known = status.phase > tranship_proto::status::Phase::Reserve || status.failure.is_none();
+        if known && let Err(e) = self.ctx.journal.update(status.clone()).await {
+            tracing::error!(error = %e, "the history misses this migration");
+        }
+        self.done = true;
+        self.status.send_replace(status);
+    }
+}
+
+fn short(event: &Event) -> String {
+    let text = format!("{event:?}");
+    text.chars().take(160).collect()
+}

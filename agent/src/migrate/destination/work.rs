@@ -1,0 +1,373 @@
+//! The steps of a migration at its destination: what the machine's effects mean on this host.
+//!
+//! Everything made here is found again by name (directories and namespaces carry the migration or
+//! the container), so that `discard` can be repeated and needs no memory of what was done.
+
+use super::check::{Accepted, check};
+use super::receive::{Receiving, images};
+use crate::context::Context;
+use crate::engine::{RestoreHandle, RestoreRequest};
+use crate::memory::receive::Received;
+use crate::migrate::source::{engine_failure, remove_dir};
+use crate::network::{self, Netns, PacketWatch, Port};
+use crate::storage::StorePolicy;
+use quinn::RecvStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, OnceCell, watch};
+use tranship_proto::bulk::BulkContent;
+use tranship_proto::handoff::{Handoff, Offer, ResumeTimes, Totals};
+use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
+use tranship_proto::status::{Failure, Reason, Side};
+
+/// How long the first packet out is waited for, for the figures only.
+const FIRST_PACKET: Duration = Duration::from_millis(1000);
+/// How long a held restore may take to hear the decision and act on it.
+const RESUME_LIMIT: Duration = Duration::from_secs(30);
+/// Room beyond the announced size, since files grow while they are copied.
+const GROWTH: u64 = 1 << 30;
+
+/// What was made ready before the blackout.
+struct Room {
+    trees: Vec<Receiving>,
+    ports: Vec<Port>,
+    watch: Option<PacketWatch>,
+}
+
+/// What the steps share.
+pub struct Work {
+    ctx: Arc<Context>,
+    /// The migration.
+    pub id: MigrationId,
+    /// Epoch that this host gets.
+    pub epoch: Epoch,
+    offer: Offer,
+    netns: Netns,
+    accepted: OnceCell<Accepted>,
+    room: OnceCell<Room>,
+    ready: watch::Sender<Option<Result<(), Failure>>>,
+    received: watch::Sender<Option<Received>>,
+    handle: Mutex<Option<RestoreHandle>>,
+    // Held by whatever makes things here; discarding waits for it.
+    making: Mutex<()>,
+    given_up: watch::Sender<bool>,
+}
+
+fn failed(what: &str, error: &(dyn std::error::Error + 'static), hint: Option<&str>) -> Failure {
+    let f =
+        Failure::new(Reason::Failed, Side::Destination, format!("cannot {what}: {}", crate::chain(error)));
+    match hint {
+        Some(h) => f.hint(h),
+        None => f,
+    }
+}
+
+impl Work {
+    /// For an offer that was not looked at yet.
+    pub fn new(ctx: Arc<Context>, id: MigrationId, epoch: Epoch, offer: Offer) -> Self {
+        let netns = Netns::at(&ctx.config.run_dir, &offer.container);
+        Self {
+            ctx,
+            id,
+            epoch,
+            offer,
+            netns,
+            accepted: OnceCell::new(),
+            room: OnceCell::new(),
+            ready: watch::Sender::new(None),
+            received: watch::Sender::new(None),
+            handle: Mutex::new(None),
+            making: Mutex::new(()),
+            given_up: watch::Sender::new(false),
+        }
+    }
+
+    fn image_dir(&self) -> PathBuf {
+        self.ctx.config.run_dir.join("images").join(self.id.to_string())
+    }
+
+    fn accepted(&self) -> Result<&Accepted, Failure> {
+        self.accepted
+            .get()
+            .ok_or_else(|| Failure::new(Reason::Internal, Side::Destination, "the offer was not checked"))
+    }
+
+    /// Looks at the offer. Touches nothing.
+    pub async fn check(&self) -> Result<Vec<String>, Failure> {
+        let accepted = check(&self.ctx, self.id, self.epoch, &self.offer).await?;
+        let notices = accepted.notices.clone();
+        let _ = self.accepted.set(accepted);
+        Ok(notices)
+    }
+
+    /// Makes directories, namespace and links, all of it gated. Bulk streams wait for it.
+    pub async fn prepare_receive(&self) -> Result<(), Failure> {
+        let _making = self.making.lock().await;
+        let result = self.make_room().await;
+        self.ready.send_replace(Some(result.clone()));
+        result
+    }
+
+    async fn make_room(&self) -> Result<(), Failure> {
+        let accepted = self.accepted()?;
+        self.ctx
+            .engine
+            .make_room(&accepted.arrival)
+            .await
+            .map_err(|e| engine_failure(&e, Side::Destination))?;
+        let mut trees = Vec::new();
+        for (tree, offered) in accepted.arrival.trees.iter().zip(&self.offer.trees) {
+            let policy = StorePolicy {
+                max_bytes: offered.bytes.saturating_mul(2).saturating_add(GROWTH),
+                max_entries: offered.entries.saturating_mul(2).saturating_add(1_000_000),
+                ..StorePolicy::default()
+            };
+            let path = tree.receive.clone();
+            let made = tokio::task::spawn_blocking(move || Receiving::create(path, policy)).await;
+            trees.push(made.map_err(|e| Failure::new(Reason::Internal, Side::Destination, e.to_string()))??);
+        }
+        let hint = |e: network::NetworkError, what: &str| failed(what, &e, e.hint());
+        let netns = Netns::create(&self.ctx.config.run_dir, &self.offer.container)
+            .await
+            .map_err(|e| hint(e, "make the container's network namespace"))?;
+        let ports = network::recreate(&netns, &self.offer.container, &accepted.capture, &self.ctx.networks)
+            .await
+            .map_err(|e| hint(e, "make the container's network"))?;
+        let watch = ports.first().and_then(|p| PacketWatch::start(p).ok());
+        let _ = self.room.set(Room { trees, ports, watch });
+        Ok(())
+    }
+
+    async fn room(&self) -> Result<&Room, Failure> {
+        let mut ready = self.ready.subscribe();
+        let mut given_up = self.given_up.subscribe();
+        let result = tokio::select! {
+            r = ready.wait_for(Option::is_some) => r.ok().and_then(|r| r.clone()),
+            _ = given_up.wait_for(|g| *g) => None,
+        };
+        match result {
+            Some(Ok(())) => {}
+            Some(Err(f)) => return Err(f),
+            None => return Err(Failure::new(Reason::Cancelled, Side::Destination, "given up")),
+        }
+        self.room
+            .get()
+            .ok_or_else(|| Failure::new(Reason::Internal, Side::Destination, "nothing was made ready"))
+    }
+
+    /// Takes a bulk stream to its end; the answer, if any, is for the source.
+    pub async fn take_bulk(
+        &self,
+        content: BulkContent,
+        recv: RecvStream,
+    ) -> Result<Option<Handoff>, Failure> {
+        let room = self.room().await?;
+        let mut given_up = self.given_up.subscribe();
+        let take = async {
+            match content {
+                BulkContent::Tree { index, pass } => {
+                    let tree = room.trees.get(usize::from(index)).ok_or_else(|| {
+                        Failure::new(
+                            Reason::Failed,
+                            Side::Destination,
+                            format!("files for tree {index}, which was not offered"),
+                        )
+                    })?;
+                    tree.pass(pass, recv).await?;
+                    Ok(Some(Handoff::PassDone { index, pass }))
+                }
+                BulkContent::Images => {
+                    let limit = self.accepted()?.image_bytes;
+                    let received = images(recv, self.image_dir(), limit).await?;
+                    self.received.send_replace(Some(received));
+                    Ok(None)
+                }
+            }
+        };
+        tokio::select! {
+            result = take => result,
+            _ = given_up.wait_for(|g| *g) => Ok(None),
+        }
+    }
+
+    /// Verifies that everything came, and restores up to the hold. Microseconds from call to held.
+    pub async fn restore(&self, totals: &Totals) -> Result<u64, Failure> {
+        let start = Instant::now();
+        let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
+        let mut given_up = self.given_up.subscribe();
+        let _making = self.making.lock().await;
+        let restore = async {
+            self.verify(totals).await?;
+            let arrival = &self.accepted()?.arrival;
+            let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
+            self.ctx.engine.adopt(arrival).await.map_err(engine)?;
+            let verified = start.elapsed();
+            let image_dir = self.image_dir();
+            let request = RestoreRequest { work_dir: image_dir.join("work"), image_dir };
+            let mut handle = self.ctx.engine.restore(arrival, &request).await.map_err(engine)?;
+            let held = handle.held(limit).await.map_err(engine);
+            *self.handle.lock().await = Some(handle);
+            held?;
+            tracing::info!(
+                verify_us = verified.as_micros(),
+                restore_us = (start.elapsed() - verified).as_micros(),
+                "held"
+            );
+            Ok(())
+        };
+        tokio::select! {
+            result = tokio::time::timeout(limit, restore) => match result {
+                Ok(result) => result?,
+                Err(_) => {
+                    return Err(Failure::new(Reason::Timeout, Side::Destination, format!("the restore took longer than {} s", limit.as_secs()))
+                        .hint("raise limits.phase_timeout_s in transhipd.toml of the destination"));
+                }
+            },
+            _ = given_up.wait_for(|g| *g) => return Err(Failure::new(Reason::Cancelled, Side::Destination, "given up")),
+        }
+        Ok(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    async fn verify(&self, totals: &Totals) -> Result<(), Failure> {
+        let room = self.room().await?;
+        let mut received = self.received.subscribe();
+        let got = received.wait_for(Option::is_some).await.ok().and_then(|r| *r);
+        let got = got.ok_or_else(|| Failure::new(Reason::Failed, Side::Destination, "no images came"))?;
+        if (got.files, got.bytes) != (totals.image_files, totals.image_bytes) {
+            let text = format!(
+                "{} image files with {} bytes came, the source sent {} with {}",
+                got.files, got.bytes, totals.image_files, totals.image_bytes
+            );
+            return Err(Failure::new(Reason::Failed, Side::Destination, text));
+        }
+        if totals.tree_passes.len() != room.trees.len() {
+            return Err(Failure::new(
+                Reason::Failed,
+                Side::Destination,
+                "the source counts other trees than it offered",
+            ));
+        }
+        for (tree, pass) in room.trees.iter().zip(&totals.tree_passes) {
+            // The last pass was sent before this message, on a stream of its own.
+            while tree.finished().await < *pass {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tree.seal(*pass).await?;
+        }
+        Ok(())
+    }
+
+    /// The container is this host's: opens the gate, lets it go, announces it.
+    pub async fn resume(&self) -> Result<ResumeTimes, Failure> {
+        let start = Instant::now();
+        let since = |from: Instant| u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
+        let room = self.room().await?;
+        let accepted = self.accepted()?;
+        if let Some(watch) = &room.watch {
+            let _ = watch.arm();
+        }
+        let armed = monotonic_ns();
+        let mut handle = self.handle.lock().await;
+        let handle = handle
+            .as_mut()
+            .ok_or_else(|| Failure::new(Reason::Internal, Side::Destination, "no held restore"))?;
+        // CRIU opens its own lock at this point too: sockets exist, repair mode ends next.
+        network::open_gate(&room.ports)
+            .await
+            .map_err(|e| failed("open the container's links", &e, e.hint()))?;
+        let announce = network::announce(&self.netns, &accepted.capture);
+        let (released, announced) = tokio::join!(handle.release(RESUME_LIMIT), announce);
+        released.map_err(engine)?;
+        if let Err(e) = announced {
+            tracing::warn!(error = %crate::chain(&e), "the addresses were not announced; neighbours learn with the first packet");
+        }
+        handle.running(RESUME_LIMIT).await.map_err(engine)?;
+        let grant_to_running_us = since(start);
+        let first = match &room.watch {
+            Some(watch) => first_packet(watch, armed).await,
+            None => None,
+        };
+        self.ctx.engine.settle(&accepted.arrival).await.map_err(engine)?;
+        self.clean().map_err(|e| failed("remove the images", &e, None))?;
+        Ok(ResumeTimes { grant_to_running_us, grant_to_first_packet_us: first })
+    }
+
+    fn clean(&self) -> std::io::Result<()> {
+        if let Err(e) = self.ctx.engine.forget_migration(self.id) {
+            tracing::warn!(error = %crate::chain(&e), "scripts of the migration are left");
+        }
+        remove_dir(&self.image_dir())
+    }
+
+    /// Removes everything that was made here for this migration.
+    pub async fn discard(&self) -> Result<(), Failure> {
+        self.given_up.send_replace(true);
+        let _making = self.making.lock().await;
+        let mut trouble: Vec<String> = Vec::new();
+        if let Some(mut handle) = self.handle.lock().await.take()
+            && let Err(e) = handle.abort(RESUME_LIMIT).await
+        {
+            trouble.push(crate::chain(&e));
+        }
+        // Nothing was made before the offer was accepted, and what has that name may be another's.
+        if self.accepted.get().is_some()
+            && let Err(f) = discard(&self.ctx, self.id, &self.offer.container).await
+        {
+            trouble.push(f.message);
+        }
+        if trouble.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(Reason::Failed, Side::Destination, trouble.join("; ")))
+    }
+}
+
+/// Removes everything that a migration has made on this host, found by name. May be repeated.
+pub(crate) async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result<(), Failure> {
+    let mut trouble: Vec<String> = Vec::new();
+    if let Err(e) = ctx.engine.discard(id, name).await {
+        trouble.push(crate::chain(&e));
+    }
+    let netns = Netns::at(&ctx.config.run_dir, name);
+    match network::ports_in_use(name).await {
+        Ok(ports) => {
+            if let Err(e) = network::destroy(&netns, name, &ports).await {
+                trouble.push(crate::chain(&e));
+            }
+        }
+        Err(e) => trouble.push(crate::chain(&e)),
+    }
+    if let Err(e) = ctx.engine.forget_migration(id) {
+        trouble.push(crate::chain(&e));
+    }
+    let images = ctx.config.run_dir.join("images").join(id.to_string());
+    if let Err(e) = remove_dir(&images) {
+        trouble.push(format!("cannot remove {}: {e}", images.display()));
+    }
+    if trouble.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Reason::Failed, Side::Destination, trouble.join("; ")))
+}
+
+fn monotonic_ns() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
+}
+
+/// Microseconds from `armed` to the first packet out, when one comes soon.
+async fn first_packet(watch: &PacketWatch, armed: u64) -> Option<u64> {
+    let deadline = Instant::now() + FIRST_PACKET;
+    loop {
+        let times = watch.times().ok()?;
+        if let Some(at) = times.first_out {
+            return Some(at.saturating_sub(armed) / 1000);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

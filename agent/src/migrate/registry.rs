@@ -1,0 +1,496 @@
+//! The migrations of this agent: admission, routing, and what can be asked of them.
+//!
+//! A container is in at most one migration. Admission is one synchronous look under one lock, so
+//! two requests for the same container cannot both pass.
+
+use super::destination::discard;
+use super::destination::driver as destination;
+use super::destination::machine as destination_machine;
+use super::destination::work::Work as DestinationWork;
+use super::events::EventLog;
+use super::source::driver as source;
+use super::source::machine as source_machine;
+use super::source::work::Work as SourceWork;
+use crate::context::Context;
+use crate::journal::{JournalError, Record, now_ms};
+use crate::transport::endpoint::Connection;
+use quinn::{RecvStream, SendStream};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument;
+use tranship_proto::bulk::BulkOpen;
+use tranship_proto::handoff::{Envelope, Handoff};
+use tranship_proto::ids::{ContainerName, HostName, MigrationId};
+use tranship_proto::status::{Failure, MigrationStatus, Phase, Progressing, Reason, Side};
+
+/// Words waiting for a driver.
+const QUEUE: usize = 64;
+/// How long a bulk stream may come before the hand-over stream that it belongs to is known.
+const BULK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long events of a finished migration can still be watched.
+const KEEP_EVENTS: Duration = Duration::from_secs(600);
+
+enum Inputs {
+    Source(mpsc::Sender<source::Input>),
+    Destination(mpsc::Sender<destination::Input>),
+}
+
+struct Entry {
+    status: watch::Receiver<MigrationStatus>,
+    inputs: Inputs,
+    peer: HostName,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: HashMap<MigrationId, Entry>,
+    busy: HashMap<ContainerName, MigrationId>,
+    logs: HashMap<MigrationId, EventLog>,
+    closing: bool,
+}
+
+/// The migrations of this agent. Cheap to clone.
+#[derive(Clone)]
+pub struct Migrations {
+    ctx: Arc<Context>,
+    table: Arc<Mutex<Table>>,
+}
+
+impl Migrations {
+    /// None yet.
+    pub fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, table: Arc::default() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The migration that a container is in.
+    pub fn of_container(&self, name: &ContainerName) -> Option<MigrationStatus> {
+        let table = self.table();
+        let id = table.busy.get(name)?;
+        table.entries.get(id).map(|e| e.status.borrow().clone())
+    }
+
+    /// Migrations under way.
+    pub fn under_way(&self) -> Vec<MigrationStatus> {
+        let table = self.table();
+        let mut all: Vec<_> = table
+            .entries
+            .values()
+            .map(|e| e.status.borrow().clone())
+            .filter(|s| {
+                matches!(s.state, Progressing::Running | Progressing::Committed | Progressing::InDoubt)
+            })
+            .collect();
+        all.sort_by_key(|s| s.migration);
+        all
+    }
+
+    /// Refuses new work and cancels what is not committed; returns when all drivers have ended or
+    /// `limit` has passed.
+    pub async fn shut_down(&self, limit: Duration) {
+        let cancels: Vec<_> = {
+            let mut table = self.table();
+            table.closing = true;
+            table
+                .entries
+                .values()
+                .filter_map(|e| match &e.inputs {
+                    Inputs::Source(inputs) => Some(inputs.clone()),
+                    Inputs::Destination(_) => None,
+                })
+                .collect()
+        };
+        for inputs in cancels {
+            let (reply, _) = oneshot::channel();
+            let _ = inputs.send(source::Input::Cancel(reply)).await;
+        }
+        let deadline = tokio::time::Instant::now() + limit;
+        while !self.under_way().is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn admit(&self, name: &ContainerName, id: MigrationId, side: Side) -> Result<(), Failure> {
+        let limit = self.ctx.config.limits.migrations as usize;
+        let mut table = self.table();
+        if table.closing {
+            return Err(Failure::new(Reason::Busy, side, "the agent is shutting down").retryable());
+        }
+        if let Some(other) = table.busy.get(name) {
+            let text = format!("container {name} is in migration {} already", other.short());
+            return Err(
+                Failure::new(Reason::Busy, side, text).hint(format!("tranship status {}", other.short()))
+            );
+        }
+        if table.busy.len() >= limit {
+            let text = format!("{limit} migrations are under way on {}", self.ctx.config.host);
+            return Err(Failure::new(Reason::Busy, side, text)
+                .hint("wait for one to end, or raise limits.migrations in transhipd.toml")
+                .retryable());
+        }
+        table.busy.insert(name.clone(), id);
+        Ok(())
+    }
+
+    /// Accepts a migration away from this host and starts it.
+    pub async fn start(
+        &self,
+        name: &ContainerName,
+        to: &HostName,
+    ) -> Result<(MigrationId, EventLog), Failure> {
+        self.check_destination(name, to)?;
+        let id = MigrationId(uuid::Uuid::now_v7());
+        self.admit(name, id, Side::Source)?;
+        match self.start_admitted(id, name, to).await {
+            Ok(log) => Ok((id, log)),
+            Err(f) => {
+                self.table().busy.remove(name);
+                Err(f)
+            }
+        }
+    }
+
+    fn check_destination(&self, name: &ContainerName, to: &HostName) -> Result<(), Failure> {
+        if *to == self.ctx.config.host {
+            let text = format!("container {name} is on {to} already: destination equals source");
+            return Err(Failure::new(Reason::BadRequest, Side::Source, text)
+                .hint("name another host with --to; `tranship hosts` lists them"));
+        }
+        Ok(())
+    }
+
+    /// What a migration would do, a line each; asks the destination, changes nothing anywhere.
+    pub async fn plan(&self, name: &ContainerName, to: &HostName) -> Result<Vec<String>, Failure> {
+        self.check_destination(name, to)?;
+        let id = MigrationId(uuid::Uuid::now_v7());
+        let mut work = SourceWork::new(self.ctx.clone(), id, name.clone(), to.clone(), true).await?;
+        super::plan::plan(&mut work).await
+    }
+
+    async fn start_admitted(
+        &self,
+        id: MigrationId,
+        name: &ContainerName,
+        to: &HostName,
+    ) -> Result<EventLog, Failure> {
+        let internal =
+            |e: &dyn std::fmt::Display| Failure::new(Reason::Internal, Side::Source, e.to_string());
+        let work = SourceWork::new(self.ctx.clone(), id, name.clone(), to.clone(), false).await?;
+        let epoch = work.epoch();
+        let status = MigrationStatus {
+            migration: id,
+            container: name.clone(),
+            source: self.ctx.config.host.clone(),
+            destination: to.clone(),
+            side: Side::Source,
+            epoch,
+            state: Progressing::Running,
+            phase: Phase::Reserve,
+            started_unix_ms: now_ms(),
+            updated_unix_ms: now_ms(),
+            failure: None,
+            summary: None,
+        };
+        self.ctx.journal.begin(status.clone(), Record::Accepted).await.map_err(|e| internal(&e))?;
+        Ok(self.drive_source(work, status, source_machine::State::Reserving, source_machine::Event::Start))
+    }
+
+    fn drive_source(
+        &self,
+        work: SourceWork,
+        status: MigrationStatus,
+        state: source_machine::State,
+        first: source_machine::Event,
+    ) -> EventLog {
+        let (id, name, to, epoch) =
+            (status.migration, status.container.clone(), status.destination.clone(), status.epoch);
+        let log = EventLog::new(id);
+        let (tx, rx) = watch::channel(status);
+        let (own, inputs) = mpsc::channel(QUEUE);
+        let entry = Entry { status: rx, inputs: Inputs::Source(own.clone()), peer: to.clone() };
+        {
+            let mut table = self.table();
+            table.entries.insert(id, entry);
+            table.logs.insert(id, log.clone());
+        }
+        let driver =
+            source::Driver::new(self.ctx.clone(), Box::new(work), state, inputs, own, log.clone(), tx);
+        let this = self.clone();
+        let span = tracing::info_span!("migration", id = %id, container = %name, side = "source", to = %to);
+        tokio::spawn(
+            async move {
+                tracing::info!(%epoch, "accepted");
+                driver.run(first).await;
+                this.ended(id, &name);
+                tokio::time::sleep(KEEP_EVENTS).await;
+                this.table().logs.remove(&id);
+            }
+            .instrument(span),
+        );
+        log
+    }
+
+    /// Takes up what an earlier agent of this host left unfinished, by the records of its journal.
+    ///
+    /// Before a commit that means going back. What was committed, or held at the destination, is
+    /// left as it is, frozen or held, and shown as in doubt: nothing here may guess.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn recover(&self) -> Result<(), JournalError> {
+        for found in self.ctx.journal.unfinished().await? {
+            let mut status = found.status;
+            let Some(last) = found.records.last().copied() else { continue };
+            let (id, name) = (status.migration, status.container.clone());
+            match (status.side, last) {
+                (Side::Source, Record::Accepted | Record::Frozen) => {
+                    tracing::warn!(%id, container = %name, "an earlier agent stopped before the commit: going back");
+                    let work = SourceWork::recovered(
+                        self.ctx.clone(),
+                        id,
+                        status.epoch,
+                        name.clone(),
+                        status.destination.clone(),
+                    )
+                    .await;
+                    match work {
+                        Ok(work) => {
+                            self.table().busy.insert(name, id);
+                            let state = source_machine::State::recovered(last);
+                            self.drive_source(work, status, state, source_machine::Event::Restarted);
+                        }
+                        Err(failure) => {
+                            tracing::error!(%id, %failure, "cannot go back");
+                            status.state = Progressing::Failed;
+                            status.failure = Some(failure);
+                            self.ctx.journal.update(status).await?;
+                        }
+                    }
+                }
+                (Side::Destination, Record::Reserved) => {
+                    tracing::warn!(%id, container = %name, "an earlier agent stopped before the hold: removing what it made");
+                    let trouble = discard(&self.ctx, id, &name).await.err();
+                    self.ctx.journal.record(id, Side::Destination, Record::Discarded, None).await?;
+                    let text = "the destination agent was restarted before the commit";
+                    let mut failure = Failure::new(Reason::Failed, Side::Destination, text);
+                    if let Some(t) = trouble {
+                        failure.message = format!("{text}; and cleaning up failed: {}", t.message);
+                    }
+                    (status.state, status.failure) = (Progressing::Failed, Some(failure));
+                    self.ctx.journal.update(status).await?;
+                }
+                (_, Record::RolledBack | Record::Discarded | Record::Closed) => {
+                    status.state =
+                        if last == Record::Closed { Progressing::Done } else { Progressing::Failed };
+                    self.ctx.journal.update(status).await?;
+                }
+                (side, last) => {
+                    tracing::error!(%id, container = %name, ?side, last = last.as_str(), "in doubt since an earlier agent stopped: left as it is");
+                    status.state = Progressing::InDoubt;
+                    let text = format!(
+                        "the agent was restarted after {}; the container is kept frozen or held",
+                        last.as_str()
+                    );
+                    status.failure = Some(Failure::new(Reason::InDoubt, side, text));
+                    self.ctx.journal.update(status).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&self, id: MigrationId, name: &ContainerName) {
+        let mut table = self.table();
+        table.entries.remove(&id);
+        table.busy.remove(name);
+    }
+
+    /// The event log of a migration that this host is or was the source of.
+    pub fn log(&self, id: MigrationId) -> Option<EventLog> {
+        self.table().logs.get(&id).cloned()
+    }
+
+    /// Asks a migration to cancel and waits for the answer.
+    pub async fn cancel(&self, id: MigrationId) -> Result<(), Failure> {
+        let inputs = match self.table().entries.get(&id) {
+            Some(Entry { inputs: Inputs::Source(inputs), .. }) => inputs.clone(),
+            Some(e) => {
+                let text = format!("migration {} is decided by its source {}", id.short(), e.peer);
+                return Err(Failure::new(Reason::BadRequest, Side::Destination, text).hint(format!(
+                    "tranship --host {} cancel {}",
+                    e.peer,
+                    id.short()
+                )));
+            }
+            None => {
+                let text = format!("no migration {} is under way here", id.short());
+                return Err(Failure::new(Reason::UnknownMigration, Side::Source, text)
+                    .hint("tranship status; tranship history"));
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        let gone = || {
+            Failure::new(Reason::UnknownMigration, Side::Source, "the migration has just ended")
+                .hint("tranship history")
+        };
+        inputs.send(source::Input::Cancel(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Takes up a hand-over stream whose first message was read.
+    ///
+    /// The peer must be the agent of the other host of that migration.
+    pub async fn attach(
+        &self,
+        connection: Connection,
+        send: SendStream,
+        recv: RecvStream,
+        first: Envelope,
+    ) -> Result<(), String> {
+        let id = first.migration;
+        let peer = connection.peer.agent().cloned().ok_or("only agents take part in hand-overs")?;
+        let inputs = {
+            let table = self.table();
+            match table.entries.get(&id) {
+                Some(e) if e.peer != peer => {
+                    return Err(format!("migration {id} is between other hosts than {peer}"));
+                }
+                Some(Entry { inputs: Inputs::Source(tx), .. }) => {
+                    Some(Inputs::Source(tx.clone()))
+                }
+                Some(Entry { inputs: Inputs::Destination(tx), .. }) => Some(Inputs::Destination(tx.clone())),
+                None => None,
+            }
+        };
+        match inputs {
+            Some(Inputs::Source(tx)) => {
+                let _ = tx.send(source::Input::Attach { connection, send, recv, first: first.body }).await;
+                Ok(())
+            }
+            Some(Inputs::Destination(tx)) => {
+                let _ =
+                    tx.send(destination::Input::Attach { connection, send, recv, first: first.body }).await;
+                Ok(())
+            }
+            None => self.arrive(peer, connection, send, recv, first).await,
+        }
+    }
+
+    async fn arrive(
+        &self,
+        peer: HostName,
+        connection: Connection,
+        mut send: SendStream,
+        recv: RecvStream,
+        first: Envelope,
+    ) -> Result<(), String> {
+        let (id, epoch) = (first.migration, first.epoch);
+        let Handoff::Reserve(offer) = first.body else {
+            // Not known (any more): say so and let the peer draw its conclusion.
+            let body = Handoff::Position(tranship_proto::handoff::Position::Unknown);
+            let envelope = Envelope { migration: id, epoch, body };
+            let _ = crate::transport::framing::write_message(&mut send, connection.version, envelope).await;
+            let _ = send.finish();
+            return Ok(());
+        };
+        let name = offer.container.clone();
+        let refuse = |failure: Failure| Envelope { migration: id, epoch, body: Handoff::Refused(failure) };
+        let admitted = if offer.source == peer && offer.dry_run {
+            let work = DestinationWork::new(self.ctx.clone(), id, epoch, *offer);
+            let body = match work.check().await {
+                Ok(notices) => Handoff::Reserved { lease_ms: 0, notices },
+                Err(failure) => Handoff::Refused(failure),
+            };
+            let envelope = Envelope { migration: id, epoch, body };
+            let _ = crate::transport::framing::write_message(&mut send, connection.version, envelope).await;
+            let _ = send.finish();
+            return Ok(());
+        } else if offer.source == peer {
+            self.admit(&name, id, Side::Destination)
+        } else {
+            let text = format!("the offer names {} as its source, the certificate says {peer}", offer.source);
+            Err(Failure::new(Reason::NotAuthorized, Side::Destination, text))
+        };
+        if let Err(failure) = admitted {
+            let _ = crate::transport::framing::write_message(&mut send, connection.version, refuse(failure))
+                .await;
+            let _ = send.finish();
+            return Ok(());
+        }
+        let status = MigrationStatus {
+            migration: id,
+            container: name.clone(),
+            source: peer.clone(),
+            destination: self.ctx.config.host.clone(),
+            side: Side::Destination,
+            epoch,
+            state: Progressing::Running,
+            phase: Phase::Reserve,
+            started_unix_ms: now_ms(),
+            updated_unix_ms: now_ms(),
+            failure: None,
+            summary: None,
+        };
+        let (tx, rx) = watch::channel(status);
+        let (own, inputs) = mpsc::channel(QUEUE);
+        let entry = Entry { status: rx, inputs: Inputs::Destination(own.clone()), peer: peer.clone() };
+        self.table().entries.insert(id, entry);
+        let work = Arc::new(DestinationWork::new(self.ctx.clone(), id, epoch, *offer.clone()));
+        let _ = own
+            .send(destination::Input::Attach { connection, send, recv, first: Handoff::Reserve(offer) })
+            .await;
+        let driver = destination::Driver::new(
+            self.ctx.clone(),
+            work,
+            destination_machine::State::Idle,
+            inputs,
+            own,
+            tx,
+        );
+        let this = self.clone();
+        let span =
+            tracing::info_span!("migration", id = %id, container = %name, side = "destination", from = %peer);
+        tokio::spawn(
+            async move {
+                driver.run(None).await;
+                this.ended(id, &name);
+            }
+            .instrument(span),
+        );
+        Ok(())
+    }
+
+    /// Hands a bulk stream to its migration; one for an unknown migration is refused after a while.
+    pub async fn bulk(&self, peer: &HostName, open: BulkOpen, mut recv: RecvStream) {
+        let deadline = tokio::time::Instant::now() + BULK_PATIENCE;
+        let inputs = loop {
+            let found = {
+                let table = self.table();
+                match table.entries.get(&open.migration) {
+                    Some(Entry { inputs: Inputs::Destination(tx), peer: p, .. }) if p == peer => {
+                        Some(tx.clone())
+                    }
+                    _ => None,
+                }
+            };
+            if found.is_some() || tokio::time::Instant::now() > deadline {
+                break found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        match inputs {
+            Some(tx) => {
+                let _ = tx.send(destination::Input::Bulk { content: open.content, recv }).await;
+            }
+            None => {
+                tracing::warn!(migration = %open.migration, %peer, "bulk stream for a migration that is not known");
+                let _ = recv.stop(quinn::VarInt::from_u32(3));
+            }
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Does what the source's machine says, one migration at a time.
+//!
+//! The driver owns the state, the link and the clock; a step that takes long runs as a task that
+//! borrows the [`Work`] and brings it back with its result, so that the driver goes on listening
+//! to cancels, losses and the destination. Nothing here decides what comes next.
+
+use super::machine::{Effect, Event, State};
+use super::work::{Step, Work};
+use crate::context::Context;
+use crate::journal::{Ownership, Record, now_ms};
+use crate::migrate::events::EventLog;
+use crate::migrate::link::{Link, LinkEvent, LinkWord};
+use crate::migrate::progress::Progress;
+use crate::transport::endpoint::Connection;
+use quinn::{RecvStream, SendStream};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tranship_proto::handoff::{Handoff, ResumeTimes};
+use tranship_proto::status::{
+    EventBody, Failure, MigrationStatus, Phase, Progressing, Reason, Side, Summary,
+};
+
+/// How often a grant, or the word that the source is clean, is repeated.
+const REPEAT: Duration = Duration::from_secs(1);
+/// How often progress is told.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What reaches a source driver from outside.
+#[derive(Debug)]
+pub enum Input {
+    /// A word over the link.
+    Link(LinkEvent),
+    /// A step ended.
+    StepEnded(Box<Work>, Event),
+    /// There is a connection again.
+    Reconnected(Connection),
+    /// Somebody asks to cancel; answered when it is clear.
+    Cancel(oneshot::Sender<Result<(), Failure>>),
+    /// The destination connected by itself, to ask.
+    Attach {
+        /// The connection.
+        connection: Connection,
+        /// Answers go here.
+        send: SendStream,
+        /// Messages come from here.
+        recv: RecvStream,
+        /// The first message.
+        first: Handoff,
+    },
+}
+
+/// The driver of one migration at its source.
+pub struct Driver {
+    ctx: Arc<Context>,
+    state: State,
+    work: Option<Box<Work>>,
+    deferred: VecDeque<Effect>,
+    events: VecDeque<Event>,
+    link: Option<Link>,
+    generation: u64,
+    link_events: mpsc::Sender<LinkEvent>,
+    inputs: mpsc::Receiver<Input>,
+    own: mpsc::Sender<Input>,
+    log: EventLog,
+    status: watch::Sender<MigrationStatus>,
+    cancels: Vec<oneshot::Sender<Result<(), Failure>>>,
+    phase: Option<(Phase, Instant)>,
+    deadline: Option<Instant>,
+    progress: Progress,
+    summary: Summary,
+    started: Instant,
+    granted: Option<Instant>,
+    done: bool,
+}
+
+impl Driver {
+    /// A driver for work that was accepted and recorded. `inputs` is the receiving end of `own`.
+    pub fn new(
+        ctx: Arc<Context>,
+        work: Box<Work>,
+        state: State,
+        inputs: mpsc::Receiver<Input>,
+        own: mpsc::Sender<Input>,
+        log: EventLog,
+        status: watch::Sender<MigrationStatus>,
+    ) -> Self {
+        let (link_events, mut from_link) = mpsc::channel(32);
+        let forward = own.clone();
+        tokio::spawn(async move {
+            while let Some(event) = from_link.recv().await {
+                if forward.send(Input::Link(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let progress = Progress::new(work.meter.clone());
+        Self {
+            ctx,
+            state,
+            work: Some(work),
+            deferred: VecDeque::new(),
+            events: VecDeque::new(),
+            link: None,
+            generation: 0,
+            link_events,
+            inputs,
+            own,
+            log,
+            status,
+            cancels: Vec::new(),
+            phase: None,
+            deadline: None,
+            progress,
+            summary: Summary::default(),
+            started: Instant::now(),
+            granted: None,
+            done: false,
+        }
+    }
+
+    /// Runs to the end. `first` is [`Event::Start`] or [`Event::Restarted`].
+    pub async fn run(mut self, first: Event) {
+        self.events.push_back(first);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                self.handle(event).await;
+            }
+            if self.done {
+                return;
+            }
+            let deadline = self.deadline.map(tokio::time::Instant::from_std);
+            let input = tokio::select! {
+                input = self.inputs.recv() => input,
+                _ = tick.tick() => {
+                    self.tell_progress();
+                    continue;
+                }
+                () = async { tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)).await }, if deadline.is_some() => {
+                    self.rearm();
+                    self.events.push_back(Event::Deadline);
+                    continue;
+                }
+            };
+            match input {
+                Some(input) => self.take(input).await,
+                None => return,
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let state = std::mem::replace(&mut self.state, State::Reserving);
+        let before = state.clone();
+        tracing::debug!(state = ?before, ?event, "step");
+        match state.step(event) {
+            Ok((next, effects)) => {
+                self.state = next;
+                for effect in effects {
+                    self.perform(effect).await;
+                }
+                self.publish();
+            }
+            Err(illegal) => {
+                // A bug of ours or nonsense from the peer: the state stays what it was.
+                tracing::error!(%illegal, "ignored");
+                self.state = before;
+            }
+        }
+    }
+
+    async fn take(&mut self, input: Input) {
+        match input {
+            Input::Link(LinkEvent { generation, what }) => {
+                if self.link.as_ref().is_none_or(|l| l.generation != generation) {
+                    return;
+                }
+                match what {
+                    LinkWord::Message(Handoff::PassDone { index, pass }) => self.ctx_pass_done(index, pass),
+                    LinkWord::Message(body) => {
+                        tracing::debug!(message = ?kind_of(&body), "from the destination");
+                        if let Handoff::Running(times) = &body {
+                            self.measure(times);
+                        }
+                        self.events.push_back(Event::Peer(body));
+                    }
+                    LinkWord::Lost(why) => {
+                        self.link = None;
+                        self.events.push_back(Event::LinkLost(why));
+                    }
+                }
+            }
+            Input::StepEnded(mut work, event) => {
+                if let Some((connection, offer)) = work.offer.take() {
+                    self.link_over(connection, Handoff::Reserve(offer)).await;
+                }
+                self.work = Some(work);
+                self.events.push_back(event);
+                if let Some(effect) = self.deferred.pop_front() {
+                    while let Some(event) = self.events.pop_front() {
+                        self.handle(event).await;
+                    }
+                    self.perform(effect).await;
+                }
+            }
+            Input::Reconnected(connection) => {
+                self.link_over(connection, Handoff::Query).await;
+                self.events.push_back(Event::LinkUp);
+            }
+            Input::Cancel(reply) => {
+                self.cancels.push(reply);
+                self.events.push_back(Event::Cancel);
+            }
+            Input::Attach { connection, send, recv, first } => {
+                self.generation += 1;
+                let (id, epoch) = self.ids();
+                let events = self.link_events.clone();
+                self.link = Some(Link::start(connection, send, recv, id, epoch, self.generation, events));
+                self.events.push_back(Event::Peer(first));
+            }
+        }
+    }
+
+    async fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Record(record) => self.record(record).await,
+            Effect::Reserve => self.step(Step::Reserve),
+            Effect::Stage => self.step(Step::Stage),
+            Effect::Freeze => self.step(Step::Freeze),
+            Effect::Copy => self.step(Step::Copy),
+            Effect::Retire => self.step(Step::Retire),
+            Effect::Undo => self.step(Step::Undo),
+            Effect::StopStep => {
+                self.stop_flag(true);
+                if self.work.is_some() {
+                    // No step runs: the record being written is the step.
+                    tracing::debug!("nothing to stop");
+                }
+            }
+            Effect::Send(body) => {
+                if matches!(body, Handoff::Grant) {
+                    self.granted.get_or_insert_with(Instant::now);
+                }
+                if let Some(link) = &self.link {
+                    link.send(body);
+                }
+            }
+            Effect::Reconnect => self.reconnect(),
+            Effect::Enter(phase) => self.enter(phase),
+            Effect::TooLate => self.answer_cancels(&Err(self.too_late())),
+            Effect::Finish(failure) => self.finish(failure).await,
+        }
+    }
+
+    /// Runs a step, or keeps it until the running one has brought the work back.
+    fn step(&mut self, step: Step) {
+        let Some(mut work) = self.work.take() else {
+            self.stop_flag(true);
+            self.deferred.push_back(step.into());
+            return;
+        };
+        if matches!(step, Step::Undo | Step::Retire) {
+            self.stop_flag(false);
+        }
+        let own = self.own.clone();
+        let span = tracing::Span::current();
+        tokio::spawn(tracing::Instrument::instrument(
+            async move {
+                let event = work.run(step).await;
+                let _ = own.send(Input::StepEnded(work, event)).await;
+            },
+            span,
+        ));
+    }
+
+    fn stop_flag(&self, value: bool) {
+        self.progress.meter_stop().store(value, Ordering::Relaxed);
+    }
+
+    fn ctx_pass_done(&self, index: u16, pass: u32) {
+        self.progress.pass_done(index, pass);
+    }
+
+    async fn record(&mut self, record: Record) {
+        let (id, epoch) = self.ids();
+        let status = self.status.borrow().clone();
+        let owner = match record {
+            Record::Released => {
+                Some(Ownership { container: status.container, epoch, owner: status.destination })
+            }
+            _ => None,
+        };
+        let event = match self.ctx.journal.record(id, Side::Source, record, owner).await {
+            Ok(()) => Event::Recorded(record),
+            Err(e) => {
+                let text = format!("cannot write {} to the journal: {e}", record.as_str());
+                let f = Failure::new(Reason::Internal, Side::Source, text).hint(
+                    "look at the disk under state_dir; then restart transhipd, which reads the journal anew",
+                );
+                Event::RecordFailed(record, f)
+            }
+        };
+        if matches!(event, Event::Recorded(Record::Released)) {
+            tracing::info!(%epoch, "released: the container is the destination's");
+        }
+        self.events.push_back(event);
+    }
+
+    async fn link_over(&mut self, connection: Connection, first: Handoff) {
+        self.generation += 1;
+        let (id, epoch) = self.ids();
+        match Link::open(connection, id, epoch, self.generation, self.link_events.clone()).await {
+            Ok(link) => {
+                link.send(first);
+                self.link = Some(link);
+            }
+            Err(e) => self.events.push_back(Event::LinkLost(e.to_string())),
+        }
+    }
+
+    fn reconnect(&mut self) {
+        let (ctx, own) = (self.ctx.clone(), self.own.clone());
+        let destination = self.status.borrow().destination.clone();
+        tokio::spawn(async move {
+            let mut wait = Duration::from_millis(100);
+            while !own.is_closed() {
+                match ctx.connect(&destination).await {
+                    Ok(connection) => {
+                        let _ = own.send(Input::Reconnected(connection)).await;
+                        return;
+                    }
+                    Err(failure) => tracing::warn!(%failure, "cannot reach the destination; trying again"),
+                }
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(2));
+            }
+        });
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.leave_phase();
+        self.phase = Some((phase, Instant::now()));
+        self.progress.enter(phase);
+        self.log.push(EventBody::PhaseStarted { phase });
+        self.rearm();
+    }
+
+    fn leave_phase(&mut self) {
+        if let Some((phase, since)) = self.phase.take() {
+            let micros = as_us(since.elapsed());
+            self.summary.phases_us.push((phase.as_str().to_owned(), micros));
+            let note = self.progress.note(phase);
+            tracing::info!(phase = phase.as_str(), micros, note, "phase done");
+            self.log.push(EventBody::PhaseDone { phase, micros, note });
+        }
+    }
+
+    fn rearm(&mut self) {
+        let after = match &self.state {
+            State::Granting | State::Closing => Some(REPEAT),
+            State::Committing | State::Retiring(_) | State::Ended(_) => None,
+            State::RollingBack(_) | State::Stopping(_) => None,
+            _ => Some(Duration::from_secs(self.ctx.config.limits.phase_timeout_s)),
+        };
+        self.deadline = after.map(|d| Instant::now() + d);
+    }
+
+    fn tell_progress(&mut self) {
+        if let Some(body) = self.progress.event() {
+            self.log.push(body);
+        }
+    }
+
+    fn measure(&mut self, times: &ResumeTimes) {
+        let (Some(granted), Some(work)) = (self.granted, self.progress.marks()) else { return };
+        let half_rtt = self.link.as_ref().map_or(0, |l| as_us(l.connection.quic.rtt()) / 2);
+        if let Some(frozen) = work.frozen {
+            self.summary.frozen_us = as_us(granted - frozen) + half_rtt + times.grant_to_running_us;
+        }
+        if let (Some(last_in), Some(first_out)) = (work.last_packet_in, times.grant_to_first_packet_us) {
+            self.summary.blackout_us =
+                Some(as_us(granted.saturating_duration_since(last_in)) + half_rtt + first_out);
+        }
+    }
+
+    fn ids(&self) -> (tranship_proto::ids::MigrationId, tranship_proto::ids::Epoch) {
+        let s = self.status.borrow();
+        (s.migration, s.epoch)
+    }
+
+    fn too_late(&self) -> Failure {
+        let at = jiff::Timestamp::from_millisecond(self.status.borrow().updated_unix_ms).unwrap_or_default();
+        Failure::new(Reason::TooLate, Side::Source, format!("too late: committed at {at:.3}"))
+            .hint("the container is the destination's; migrate it back instead")
+    }
+
+    fn answer_cancels(&mut self, answer: &Result<(), Failure>) {
+        for reply in self.cancels.drain(..) {
+            let _ = reply.send(answer.clone());
+        }
+    }
+
+    /// Makes the status that others see agree with the state.
+    fn publish(&mut self) {
+        let lost = self.link.is_none();
+        let state = match &self.state {
+            State::Granting if lost => Progressing::InDoubt,
+            s if s.committed() => Progressing::Committed,
+            _ => Progressing::Running,
+        };
+        let phase = self.phase.as_ref().map_or(self.state.phase(), |p| p.0);
+        self.status.send_if_modified(|s| {
+            let changed = (s.state, s.phase) != (state, phase);
+            if changed && !self.done {
+                (s.state, s.phase, s.updated_unix_ms) = (state, phase, now_ms());
+            }
+            changed && !self.done
+        });
+    }
+
+    async fn finish(&mut self, failure: Option<Failure>) {
+        self.leave_phase();
+        self.summary.total_us = as_us(self.started.elapsed());
+        self.progress.totals(&mut self.summary);
+        let mut status = self.status.borrow().clone();
+        status.updated_unix_ms = now_ms();
+        let (body, answer) = match failure {
+            None => {
+                status.state = Progressing::Done;
+                status.phase = Phase::Retire;
+                status.failure = None;
+                status.summary = Some(self.summary.clone());
+                tracing::info!(total_us = self.summary.total_us, frozen_us = self.summary.frozen_us, blackout_us = ?self.summary.blackout_us, bytes_sent = self.summary.bytes_sent, "migrated");
+                (EventBody::Done { summary: self.summary.clone() }, Err(self.too_late()))
+            }
+            Some(f) => {
+                status.state = match f.reason {
+                    Reason::Cancelled => Progressing::Cancelled,
+                    Reason::InDoubt => Progressing::InDoubt,
+                    _ => Progressing::Failed,
+                };
+                status.phase = f.phase.unwrap_or(status.phase);
+                tracing::warn!(failure = %f, phase = status.phase.as_str(), "not migrated");
+                let answer = if f.reason == Reason::Cancelled { Ok(()) } else { Err(f.clone()) };
+                status.failure = Some(f.clone());
+                (EventBody::Failed { failure: f }, answer)
+            }
+        };
+        if let Err(e) = self.ctx.journal.update(status.clone()).await {
+            tracing::error!(error = %e, "the history misses this migration");
+        }
+        self.done = true;
+        self.status.send_replace(status);
+        self.log.push(body);
+        self.answer_cancels(&answer);
+        if let Some(link) = self.link.take() {
+            // The last word was queued; let it leave before the connection goes.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            drop(link);
+        }
+    }
+}
+
+fn kind_of(body: &Handoff) -> String {
+    let text = format!("{body:?}");
+    text.split([' ', '(', '{']).next().unwrap_or_default().to_owned()
+}
+
+fn as_us(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,451 @@
+//! The steps of a migration at its source: what the machine's effects mean on this host.
+//!
+//! Each step returns the event that the machine is to see. What a step has changed so far stays
+//! until `undo` or `retire`; both may be repeated and both take whatever state they find.
+
+use super::machine::{Effect, Event};
+use super::offer;
+use crate::context::Context;
+use crate::engine::{Container, ContainerState};
+use crate::migrate::progress::Shared;
+use crate::network::{self, Netns, PacketWatch, Port};
+use crate::storage::{Suspects, TreeLimits, TreeSource, shared_writable_files};
+use crate::transport::endpoint::Connection;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tranship_proto::handoff::{Offer, Totals};
+use tranship_proto::ids::{ContainerName, Epoch, HostName, MigrationId};
+use tranship_proto::network::NetCapture;
+use tranship_proto::status::{Failure, Reason, Side};
+
+/// Passes over the files while the container runs, at most.
+const MAX_PASSES: u32 = 5;
+/// A pass that carried no more than this is followed by the freeze.
+const SETTLED_BYTES: u64 = 4 << 20;
+/// How long the freezer may take.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A step, as the driver runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Scan, check, connect.
+    Reserve,
+    /// Passes over the files.
+    Stage,
+    /// Fence and freeze.
+    Freeze,
+    /// Dump and stream.
+    Copy,
+    /// Back to how it was.
+    Undo,
+    /// Away with it.
+    Retire,
+}
+
+impl From<Step> for Effect {
+    fn from(step: Step) -> Self {
+        match step {
+            Step::Reserve => Effect::Reserve,
+            Step::Stage => Effect::Stage,
+            Step::Freeze => Effect::Freeze,
+            Step::Copy => Effect::Copy,
+            Step::Undo => Effect::Undo,
+            Step::Retire => Effect::Retire,
+        }
+    }
+}
+
+/// A tree on its way.
+pub(super) struct Tree {
+    pub(super) index: u16,
+    pub(super) source: TreeSource,
+    pub(super) passes: u32,
+}
+
+/// What the steps share.
+pub struct Work {
+    pub(super) ctx: Arc<Context>,
+    pub(super) id: MigrationId,
+    pub(super) epoch: Epoch,
+    pub(super) container: Container,
+    pub(super) destination: HostName,
+    pub(super) dry_run: bool,
+    pub(super) netns: Netns,
+    pub(super) ports: Vec<Port>,
+    pub(super) capture: Option<NetCapture>,
+    pub(super) trees: Vec<Tree>,
+    pub(super) connection: Option<Connection>,
+    watch: Option<PacketWatch>,
+    /// Bytes, passes, moments; also the driver's.
+    pub meter: Arc<Shared>,
+    /// Set by `Reserve` for the driver to send.
+    pub offer: Option<(Connection, Box<Offer>)>,
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Work").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// An error of a lower room, as shown.
+pub(crate) fn failed(what: &str, error: &(dyn std::error::Error + 'static), hint: Option<String>) -> Failure {
+    let f = Failure::new(Reason::Failed, Side::Source, format!("cannot {what}: {}", crate::chain(error)));
+    match hint {
+        Some(h) => f.hint(h),
+        None => f,
+    }
+}
+
+/// An error of the engine's, as shown.
+pub(crate) fn engine_failure(error: &crate::engine::EngineError, side: Side) -> Failure {
+    error.failure(side)
+}
+
+impl Work {
+    /// Work for a container that must exist here and run. Touches nothing.
+    pub async fn new(
+        ctx: Arc<Context>,
+        id: MigrationId,
+        name: ContainerName,
+        destination: HostName,
+        dry_run: bool,
+    ) -> Result<Self, Failure> {
+        let (container, summary) =
+            ctx.engine.inspect(&name).await.map_err(|e| engine_failure(&e, Side::Source))?;
+        if summary.state != ContainerState::Running {
+            let text = format!("container {name} is {}", summary.state);
+            return Err(
+                Failure::new(Reason::Busy, Side::Source, text).hint("only running containers are migrated")
+            );
+        }
+        let journalled = ctx.journal.ownership(&name).await;
+        let journalled =
+            journalled.map_err(|e| Failure::new(Reason::Internal, Side::Source, e.to_string()))?;
+        let epoch = journalled.map_or(container.epoch, |(e, _)| e.max(container.epoch)).next();
+        let netns = Netns::at(&ctx.config.run_dir, &name);
+        Ok(Self {
+            ctx,
+            id,
+            epoch,
+            container,
+            destination,
+            dry_run,
+            netns,
+            ports: Vec::new(),
+            capture: None,
+            trees: Vec::new(),
+            connection: None,
+            watch: None,
+            meter: Shared::new(),
+            offer: None,
+        })
+    }
+
+    /// Work for a migration that a restarted agent found before its commit: to be undone.
+    pub async fn recovered(
+        ctx: Arc<Context>,
+        id: MigrationId,
+        epoch: Epoch,
+        name: ContainerName,
+        destination: HostName,
+    ) -> Result<Self, Failure> {
+        let (container, _) = ctx.engine.inspect(&name).await.map_err(|e| engine_failure(&e, Side::Source))?;
+        let netns = Netns::at(&ctx.config.run_dir, &name);
+        let unknown =
+            |e: network::NetworkError| failed("find the container's links", &e, e.hint().map(str::to_owned));
+        let ports = network::ports_in_use(&name).await.map_err(unknown)?;
+        let capture = network::capture(&netns, &name, &ctx.networks).await.ok();
+        let meter = Shared::new();
+        // Whether the crash came before or after the freeze is not known: undo both.
+        meter.mark(|m| m.frozen = Some(Instant::now()));
+        Ok(Self {
+            ctx,
+            id,
+            epoch,
+            container,
+            destination,
+            dry_run: false,
+            netns,
+            ports,
+            capture,
+            trees: Vec::new(),
+            connection: None,
+            watch: None,
+            meter,
+            offer: None,
+        })
+    }
+
+    /// The container's name.
+    pub fn name(&self) -> &ContainerName {
+        &self.container.name
+    }
+
+    /// Epoch that the destination gets.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The destination.
+    pub fn destination(&self) -> &HostName {
+        &self.destination
+    }
+
+    /// A message of this migration.
+    pub fn envelope(&self, body: tranship_proto::handoff::Handoff) -> tranship_proto::handoff::Envelope {
+        tranship_proto::handoff::Envelope { migration: self.id, epoch: self.epoch, body }
+    }
+
+    /// Host pids of the container's processes.
+    pub(super) async fn processes(&self) -> Result<(i32, Vec<i32>), Failure> {
+        self.ctx.engine.processes(self.name()).await.map_err(|e| engine_failure(&e, Side::Source))
+    }
+
+    /// Runs a step to its event.
+    pub async fn run(&mut self, step: Step) -> Event {
+        let result = match step {
+            Step::Reserve => match offer::reserve(self).await {
+                // The destination's answer is the next event; nothing to say here.
+                Ok(()) => {
+                    return Event::Peer(tranship_proto::handoff::Handoff::Position(
+                        tranship_proto::handoff::Position::Unknown,
+                    ));
+                }
+                Err(f) => Err(f),
+            },
+            Step::Stage => self.stage().await,
+            Step::Freeze => self.freeze().await,
+            Step::Copy => match super::copy::copy(self).await {
+                Ok(totals) => return Event::Copied(totals),
+                Err(f) => Err(f),
+            },
+            Step::Undo => return Event::Undone(self.undo().await.err()),
+            Step::Retire => self.retire().await,
+        };
+        match result {
+            Ok(()) => Event::StepDone,
+            Err(f) if self.meter.stopped() && f.reason == Reason::Failed => {
+                Event::StepFailed(Failure::new(Reason::Cancelled, Side::Source, "stopped on request"))
+            }
+            Err(f) => Event::StepFailed(f),
+        }
+    }
+
+    pub(super) fn image_dir(&self) -> PathBuf {
+        self.ctx.config.run_dir.join("images").join(self.id.to_string())
+    }
+
+    pub(super) fn connection(&self) -> Result<Connection, Failure> {
+        self.connection
+            .clone()
+            .ok_or_else(|| Failure::new(Reason::Internal, Side::Source, "no connection to the destination"))
+    }
+
+    async fn stage(&mut self) -> Result<(), Failure> {
+        for tree in &self.ctx.engine.trees(&self.container) {
+            let source = TreeSource::open(&tree.host_path, TreeLimits::default())
+                .map_err(|e| failed("read the container's files", &e, None))?;
+            self.trees.push(Tree { index: tree.index, source, passes: 0 });
+        }
+        let mut round = 1;
+        loop {
+            let before = self.meter.bulk.read.load(Ordering::Relaxed);
+            self.pass_all(false).await?;
+            let carried = self.meter.bulk.read.load(Ordering::Relaxed) - before;
+            if round > 1 {
+                // Later rounds are not part of what was expected.
+                self.meter.expected.store(0, Ordering::Relaxed);
+            }
+            self.meter.say(format!("{round} passes, last {}", bytes(carried)));
+            if carried <= SETTLED_BYTES || round >= MAX_PASSES {
+                return Ok(());
+            }
+            round += 1;
+        }
+    }
+
+    /// One pass over every tree, applied at the destination on return.
+    pub(super) async fn pass_all(&mut self, last: bool) -> Result<(), Failure> {
+        let (_, pids) = self.processes().await?;
+        let suspects =
+            shared_writable_files(&pids).map_err(|e| failed("look for files that are mapped", &e, None))?;
+        let suspects = Arc::new(suspects);
+        let trees = std::mem::take(&mut self.trees);
+        for tree in trees {
+            let tree = self.pass(tree, suspects.clone()).await?;
+            self.trees.push(tree);
+        }
+        if last {
+            return Ok(());
+        }
+        for tree in &self.trees {
+            self.applied(tree.index, tree.passes).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the destination's word that it has applied a pass.
+    pub(super) async fn applied(&self, index: u16, pass: u32) -> Result<(), Failure> {
+        let mut passes = self.meter.passes.subscribe();
+        loop {
+            if passes.borrow_and_update().get(usize::from(index)).is_some_and(|p| *p >= pass) {
+                return Ok(());
+            }
+            if self.meter.stopped() {
+                return Err(Failure::new(Reason::Failed, Side::Source, "stopped"));
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(50), passes.changed()).await;
+        }
+    }
+
+    async fn pass(&self, mut tree: Tree, suspects: Arc<Suspects>) -> Result<Tree, Failure> {
+        let connection = self.connection()?;
+        let pass = tree.passes + 1;
+        let index = tree.index;
+        let (sink, delivery) =
+            super::sink::open(&connection, self.id, self.epoch, index, pass, self.meter.bulk.clone()).await?;
+        let meter = self.meter.clone();
+        let worked = tokio::task::spawn_blocking(move || {
+            let mut sink = sink;
+            match tree.source.pass(&suspects, &mut sink, &meter.stop) {
+                Ok(stats) => {
+                    sink.finish().map_err(|e| failed("send files", &e, None))?;
+                    meter.file_bytes.fetch_add(stats.data_bytes, Ordering::Relaxed);
+                    tree.passes = pass;
+                    let elapsed_us = stats.elapsed.as_micros();
+                    tracing::debug!(
+                        index,
+                        pass,
+                        entries = stats.entries,
+                        data_bytes = stats.data_bytes,
+                        elapsed_us,
+                        "pass"
+                    );
+                    Ok(tree)
+                }
+                Err(e) => {
+                    let mut f = failed("read the container's files", &e, None);
+                    if let Some(why) = sink.why() {
+                        f.message = format!("cannot send files: {why}");
+                    }
+                    Err(f)
+                }
+            }
+        })
+        .await
+        .map_err(|e| {
+            Failure::new(Reason::Internal, Side::Source, format!("a pass over the files panicked: {e}"))
+        })?;
+        let tree = worked?;
+        super::sink::delivered(delivery).await?;
+        Ok(tree)
+    }
+
+    async fn freeze(&mut self) -> Result<(), Failure> {
+        // Watched from before the fence, so that the last packet in is seen.
+        self.watch = self.ports.first().and_then(|p| PacketWatch::start(p).ok());
+        tokio::time::sleep(Duration::from_millis(if self.watch.is_some() { 20 } else { 0 })).await;
+        let start = Instant::now();
+        network::fence(&self.ports)
+            .await
+            .map_err(|e| failed("fence the addresses", &e, e.hint().map(str::to_owned)))?;
+        self.meter.mark(|m| m.frozen = Some(start));
+        let frozen = self.ctx.runtime.freeze(self.name().as_str(), FREEZE_LIMIT).await;
+        frozen.map_err(|e| failed("freeze the container", &e, e.hint()))?;
+        if let Some(age) =
+            self.watch.take().and_then(|w| w.times().ok()).and_then(|t| t.last_in).and_then(age_of)
+        {
+            self.meter.mark(|m| m.last_packet_in = Instant::now().checked_sub(age));
+        }
+        self.meter.say(format!("frozen in {} us", start.elapsed().as_micros()));
+        Ok(())
+    }
+
+    /// Puts everything back: the container runs and is reached as before. Takes any state.
+    async fn undo(&mut self) -> Result<(), Failure> {
+        let mut trouble: Option<Failure> = None;
+        let mut keep = |f: Failure| match &mut trouble {
+            Some(t) => t.message = format!("{}; {}", t.message, f.message),
+            None => trouble = Some(f),
+        };
+        self.trees.clear();
+        if !self.ports.is_empty() && self.netns.exists() {
+            if let Err(e) = network::unfence(&self.netns, &self.ports).await {
+                keep(failed("open the fence again", &e, e.hint().map(str::to_owned)));
+            }
+        }
+        if self.meter.marks.lock().is_ok_and(|m| m.frozen.is_some())
+            && let Err(e) = self.ctx.runtime.thaw(self.name().as_str(), FREEZE_LIMIT).await
+        {
+            keep(failed("thaw the container", &e, e.hint()));
+        }
+        if let Some(capture) =
+            self.capture.as_ref().filter(|_| self.meter.marks.lock().is_ok_and(|m| m.frozen.is_some()))
+            && let Err(e) = network::announce(&self.netns, capture).await
+        {
+            keep(failed("announce the addresses again", &e, None));
+        }
+        if let Err(e) = self.forget() {
+            keep(engine_failure(&e, Side::Source));
+        }
+        if let Err(e) = remove_dir(&self.image_dir()) {
+            keep(failed("remove the images", &e, None));
+        }
+        trouble.map_or(Ok(()), Err)
+    }
+
+    fn forget(&self) -> Result<(), crate::engine::EngineError> {
+        self.ctx.engine.forget_migration(self.id)
+    }
+
+    /// Kills the frozen copy while it is fenced, and removes everything of it. May be repeated.
+    async fn retire(&mut self) -> Result<(), Failure> {
+        let name = self.name().clone();
+        self.trees.clear();
+        self.ctx.engine.retire(&name, self.epoch).await.map_err(|e| engine_failure(&e, Side::Source))?;
+        self.forget().map_err(|e| engine_failure(&e, Side::Source))?;
+        network::destroy(&self.netns, &name, &self.ports)
+            .await
+            .map_err(|e| failed("remove the container's network here", &e, e.hint().map(str::to_owned)))?;
+        remove_dir(&self.image_dir()).map_err(|e| failed("remove the images", &e, None))?;
+        Ok(())
+    }
+}
+
+/// How long ago a moment of `CLOCK_MONOTONIC` was.
+fn age_of(monotonic_ns: u64) -> Option<Duration> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = u64::try_from(now.tv_sec).ok()? * 1_000_000_000 + u64::try_from(now.tv_nsec).ok()?;
+    Some(Duration::from_nanos(now.checked_sub(monotonic_ns)?))
+}
+
+/// Removes a directory of this agent's own making; nothing when it is not there.
+pub(crate) fn remove_dir(dir: &std::path::Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes for people.
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.iter().find(|(_, u)| n >= *u) {
+        // One decimal is enough for people.
+        #[allow(clippy::cast_precision_loss)]
+        Some((name, unit)) => format!("{:.1} {name}", n as f64 / *unit as f64),
+        None => format!("{n} B"),
+    }
+}
+
+/// Totals that the destination is to verify.
+pub(super) fn totals(trees: &[Tree], sent: crate::memory::send::Sent) -> Totals {
+    Totals {
+        image_files: sent.files,
+        image_bytes: sent.bytes,
+        tree_passes: trees.iter().map(|t| t.passes).collect(),
+    }
+}
