@@ -250,10 +250,12 @@ fn shaping(faults: &Faults, nodes: &[String]) -> String {
             for network in Network::ALL {
                 let (port, class) = (network.port(to), class(nodes, from));
                 let rate = slow.bits_per_second;
+                // 10 ms worth, so that a short exchange is slow too.
+                let burst = (rate / 8 / 100).max(16 << 10);
                 let _ = writeln!(
                     text,
                     "class add dev {port} parent 1: classid 1:{class:x} htb rate {rate}bit \
-                     burst 64k cburst 64k quantum 15140"
+                     burst {burst} cburst {burst} quantum 15140"
                 );
                 if slow.delay_ms > 0 {
                     let delay = slow.delay_ms;

@@ -156,18 +156,19 @@ impl Host {
             .stderr(errors)
             .status()?;
         let socket = self.path("/run/tranship/agent.sock");
-        let deadline = Instant::now() + AGENT_PATIENCE;
+        let started = Instant::now();
         let mut seen = false;
         loop {
             if UnixStream::connect(&socket).is_ok() {
                 return Ok(());
             }
             let running = self.agent_pid()?.is_some();
-            if seen && !running {
+            // Within a second the shell and setsid have made way for it, or never will.
+            if !running && (seen || started.elapsed() > Duration::from_secs(1)) {
                 return Err(self.agent_error("it ended right after its start", true));
             }
             seen |= running;
-            if Instant::now() > deadline {
+            if started.elapsed() > AGENT_PATIENCE {
                 return Err(self.agent_error("/run/tranship/agent.sock did not answer in 10 s", true));
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -21,6 +21,7 @@
 //! removed by another process than the one that made it.
 
 pub mod agent_config;
+pub mod audit;
 pub mod bench;
 pub mod cgroup;
 pub mod cli;
@@ -42,6 +43,7 @@ pub mod sys;
 pub mod teardown;
 pub mod topology;
 
+pub use audit::{AuditOptions, Finding, Kind};
 pub use error::LabError;
 pub use host::Host;
 pub use lab::{Lab, LabOptions};

@@ -11,6 +11,7 @@ use crate::error::LabError;
 use crate::lab::Lab;
 use crate::names::LabName;
 
+pub mod audit;
 pub mod fault;
 pub mod hosts;
 pub mod image;
@@ -48,6 +49,8 @@ enum Command {
     Heal(fault::Heal),
     /// Slow down what goes between two hosts
     Slow(fault::Slow),
+    /// List everything a finished or failed migration should not have left on the hosts
+    Audit(audit::Audit),
     /// Kill a host's agent, as a crash would
     Kill(fault::Agent),
     /// Ask a host's agent to end
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Cut(args) => args.run(),
         Command::Heal(args) => args.run(),
         Command::Slow(args) => args.run(),
+        Command::Audit(args) => args.run(),
         Command::Kill(args) => args.run(fault::AgentFault::Kill),
         Command::Stop(args) => args.run(fault::AgentFault::Stop),
         Command::Start(args) => args.run(fault::AgentFault::Start),
