@@ -1,0 +1,5 @@
+//! The command `tranship`.
+
+fn main() -> std::process::ExitCode {
+    tranship::main()
+}
