@@ -51,6 +51,10 @@ struct Table {
     closing: bool,
 }
 
+fn under_way(status: &MigrationStatus) -> bool {
+    matches!(status.state, Progressing::Running | Progressing::Committed | Progressing::InDoubt)
+}
+
 /// The migrations of this agent. Cheap to clone.
 #[derive(Clone)]
 pub struct Migrations {
@@ -72,7 +76,8 @@ impl Migrations {
     pub fn of_container(&self, name: &ContainerName) -> Option<MigrationStatus> {
         let table = self.table();
         let id = table.busy.get(name)?;
-        table.entries.get(id).map(|e| e.status.borrow().clone())
+        // A driver that has finished stays a little to answer repeats.
+        table.entries.get(id).map(|e| e.status.borrow().clone()).filter(under_way)
     }
 
     /// Migrations under way.
@@ -121,13 +126,14 @@ impl Migrations {
         if table.closing {
             return Err(Failure::new(Reason::Busy, side, "the agent is shutting down").retryable());
         }
-        if let Some(other) = table.busy.get(name) {
+        let ended = |id: &MigrationId| table.entries.get(id).is_some_and(|e| !under_way(&e.status.borrow()));
+        if let Some(other) = table.busy.get(name).filter(|id| !ended(id)) {
             let text = format!("container {name} is in migration {} already", other.short());
             return Err(
                 Failure::new(Reason::Busy, side, text).hint(format!("tranship status {}", other.short()))
             );
         }
-        if table.busy.len() >= limit {
+        if table.busy.values().filter(|id| !ended(id)).count() >= limit {
             let text = format!("{limit} migrations are under way on {}", self.ctx.config.host);
             return Err(Failure::new(Reason::Busy, side, text)
                 .hint("wait for one to end, or raise limits.migrations in transhipd.toml")
@@ -307,7 +313,10 @@ impl Migrations {
     fn ended(&self, id: MigrationId, name: &ContainerName) {
         let mut table = self.table();
         table.entries.remove(&id);
-        table.busy.remove(name);
+        // Another may have begun while this one's driver lingered.
+        if table.busy.get(name) == Some(&id) {
+            table.busy.remove(name);
+        }
     }
 
     /// The event log of a migration that this host is or was the source of.
