@@ -66,15 +66,16 @@ pub(super) fn start(scene: &Scene) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Moves it to host-b. Answers the time of the checkpoint and of the restore in microseconds, and
+/// Moves it to host-b, its archive compressed as podman does by default or not at all. Answers the time of the checkpoint and of the restore in microseconds, and
 /// the size of the archive.
-pub(super) fn migrate(scene: &Scene) -> anyhow::Result<serde_json::Value> {
+pub(super) fn migrate(scene: &Scene, compress: bool) -> anyhow::Result<serde_json::Value> {
+    let how = if compress { "" } else { "--compress none" };
     let began = Instant::now();
     sh(
         scene,
         "host-a",
         &format!(
-            "podman container checkpoint --export {ARCHIVE} --tcp-established redis && ip link set pmv down"
+            "podman container checkpoint --export {ARCHIVE} {how} --tcp-established redis && ip link set pmv down"
         ),
     )?;
     let checkpoint = began.elapsed();
