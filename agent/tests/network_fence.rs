@@ -244,6 +244,13 @@ fn what_cannot_be_carried_is_refused_before() {
         )
         .await;
         assert!(matches!(e, NetworkError::NetfilterRules { .. }));
+        // Not every kernel has IPsec.
+        let policy = "ip xfrm policy add src 10.0.0.0/8 dst 10.1.0.0/16 dir out action block";
+        if !inside(&ns, &format!("{policy} 2>/dev/null || echo none")).contains("none") {
+            inside(&ns, "ip xfrm policy flush");
+            let e = refusal(policy, "ip xfrm policy flush").await;
+            assert!(matches!(e, NetworkError::Ipsec { .. }));
+        }
         // An empty table loses nothing.
         inside(&ns, "nft add table inet t; nft 'add chain inet t c { type filter hook input priority 0; }'");
         capture(&ns, &c, &host.networks).await.unwrap();
