@@ -1,11 +1,15 @@
 //! The tranship agent: one per host. `ARCHITECTURE.md` has the map of modules and what each must
 //! not know.
 
+pub mod command;
 pub mod config;
+pub mod criu;
+pub mod hook;
 pub mod journal;
 pub mod memory;
 pub mod migrate;
 pub mod network;
+pub mod runtime;
 pub mod transport;
 
 /// Name and version, as told to peers.
