@@ -244,7 +244,14 @@ impl Command {
             child.map_err(fail)?
         };
         tracing::debug!(program, pid = child.id(), argv = ?self.argv, "child started");
-        Ok(Running { program, pid: child.id().unwrap_or(0), child, on_abandon: self.on_abandon, started, ended: false })
+        Ok(Running {
+            program,
+            pid: child.id().unwrap_or(0),
+            child,
+            on_abandon: self.on_abandon,
+            started,
+            ended: false,
+        })
     }
 }
 
@@ -329,7 +336,8 @@ impl Drop for Running {
         }
         // Not yet waited for, so the number cannot belong to another group.
         if let Ok(pid) = i32::try_from(self.pid) {
-            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod command;
 pub mod config;
 pub mod criu;
+pub mod engine;
 pub mod hook;
 pub mod journal;
 pub mod memory;

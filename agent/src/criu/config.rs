@@ -33,8 +33,16 @@ impl CriuConfig {
             text.push_str(&format!("timeout {seconds}\n"));
         }
         if let Some(script) = &self.action_script {
-            let path = script.to_str().filter(|p| p.starts_with('/') && !p.contains(|c: char| c.is_whitespace() || c.is_control() || "#\"'\\".contains(c)));
-            let path = path.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} cannot stand in a criu configuration file", script.display())))?;
+            let path = script.to_str().filter(|p| {
+                p.starts_with('/')
+                    && !p.contains(|c: char| c.is_whitespace() || c.is_control() || "#\"'\\".contains(c))
+            });
+            let path = path.ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{} cannot stand in a criu configuration file", script.display()),
+                )
+            })?;
             text.push_str(&format!("action-script {path}\n"));
         }
         Ok(text)
@@ -54,14 +62,25 @@ mod tests {
 
     #[test]
     fn renders_options() {
-        let text = CriuConfig { action_script: Some("/run/tranship/hooks/m/script".into()), freeze_timeout: Some(5) }.render().unwrap();
-        assert_eq!(text, "network-lock skip\nghost-limit 4294967296\ntimeout 5\naction-script /run/tranship/hooks/m/script\n");
+        let text = CriuConfig {
+            action_script: Some("/run/tranship/hooks/m/script".into()),
+            freeze_timeout: Some(5),
+        }
+        .render()
+        .unwrap();
+        assert_eq!(
+            text,
+            "network-lock skip\nghost-limit 4294967296\ntimeout 5\naction-script /run/tranship/hooks/m/script\n"
+        );
     }
 
     #[test]
     fn refuses_paths_that_would_add_options() {
         for path in ["/a b", "/a\nlog-file /etc/passwd", "relative", "/a#b", "/a\"b"] {
-            assert!(CriuConfig { action_script: Some(path.into()), freeze_timeout: None }.render().is_err(), "{path:?}");
+            assert!(
+                CriuConfig { action_script: Some(path.into()), freeze_timeout: None }.render().is_err(),
+                "{path:?}"
+            );
         }
     }
 }

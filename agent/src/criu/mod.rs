@@ -13,4 +13,7 @@ pub use config::CriuConfig;
 pub use explain::{Explanation, error_lines, explain, read_log};
 pub use preflight::{Refusal, preflight};
 pub use probe::{CheckOutcome, HostCapabilities, MIN_CRIU, Programs, Version, probe};
-pub use stats::{DumpStats, RestoreStats, StatsError, parse_dump_stats, parse_restore_stats, read_dump_stats, read_restore_stats};
+pub use stats::{
+    DumpStats, RestoreStats, StatsError, parse_dump_stats, parse_restore_stats, read_dump_stats,
+    read_restore_stats,
+};

@@ -29,12 +29,16 @@ pub struct Refusal {
 }
 
 /// Anonymous inodes CRIU restores (names of /proc/PID/fd links, without brackets).
-const KNOWN_ANON: &[&str] = &["eventfd", "eventpoll", "inotify", "signalfd", "timerfd", "fanotify", "pidfd", "bpf-map"];
+const KNOWN_ANON: &[&str] =
+    &["eventfd", "eventpoll", "inotify", "signalfd", "timerfd", "fanotify", "pidfd", "bpf-map"];
 /// Namespaces all processes must share with init.
 const SHARED_NAMESPACES: &[&str] = &["pid", "user", "net", "ipc", "uts", "time"];
 /// Protocols of /proc/net/protocols whose sockets cannot be restored.
 const BAD_PROTOCOLS: &[(&str, &str)] = &[
-    ("MPTCP", "start the application with GODEBUG=multipathtcp=0, or set net.mptcp.enabled=0 in the container"),
+    (
+        "MPTCP",
+        "start the application with GODEBUG=multipathtcp=0, or set net.mptcp.enabled=0 in the container",
+    ),
     ("SCTP", "SCTP sockets cannot be moved"),
     ("DCCP", "DCCP sockets cannot be moved"),
     ("AF_VSOCK", "vsock sockets cannot be moved"),
@@ -60,21 +64,39 @@ fn preflight_in(proc: &Path, init: i32, pids: &[i32]) -> Vec<Refusal> {
     let mut found = Found { list: Vec::new(), seen: BTreeSet::new() };
     let statuses: BTreeMap<i32, Status> = pids.iter().filter_map(|&p| Some((p, status(proc, p)?))).collect();
     if !statuses.contains_key(&init) {
-        found.add(None, "the container's first process is gone or not in its cgroup", "see `tranship ps`; restart the container");
+        found.add(
+            None,
+            "the container's first process is gone or not in its cgroup",
+            "see `tranship ps`; restart the container",
+        );
         return found.list;
     }
     for (&pid, status) in &statuses {
         let name = &status.name;
         if status.tracer != 0 {
-            found.add(Some(pid), format!("process {name} is traced by process {}", status.tracer), "detach the debugger or strace");
+            found.add(
+                Some(pid),
+                format!("process {name} is traced by process {}", status.tracer),
+                "detach the debugger or strace",
+            );
         }
         if !descends(&statuses, pid, init) {
-            found.add(Some(pid), format!("process {name} was started in the container from outside (exec)"), "end the exec session");
+            found.add(
+                Some(pid),
+                format!("process {name} was started in the container from outside (exec)"),
+                "end the exec session",
+            );
         }
         for ns in SHARED_NAMESPACES {
             let of = |p: i32| fs::read_link(proc.join(format!("{p}/ns/{ns}"))).ok();
-            if let (Some(a), Some(b)) = (of(init), of(pid)) && a != b {
-                found.add(Some(pid), format!("process {name} has made a {ns} namespace of its own"), "containers in containers and sandboxes of browsers cannot be moved");
+            if let (Some(a), Some(b)) = (of(init), of(pid))
+                && a != b
+            {
+                found.add(
+                    Some(pid),
+                    format!("process {name} has made a {ns} namespace of its own"),
+                    "containers in containers and sandboxes of browsers cannot be moved",
+                );
             }
         }
         descriptors(proc, pid, name, &mut found);
@@ -139,18 +161,32 @@ fn descriptors(proc: &Path, pid: i32, name: &str, found: &mut Found) {
         if let Some(kind) = link.strip_prefix("anon_inode:") {
             let kind = kind.trim_start_matches('[').trim_end_matches(']');
             if kind == "io_uring" {
-                found.add(Some(pid), format!("process {name} uses io_uring"), "turn io_uring off in the application (libuv programs: UV_USE_IO_URING=0)");
+                found.add(
+                    Some(pid),
+                    format!("process {name} uses io_uring"),
+                    "turn io_uring off in the application (libuv programs: UV_USE_IO_URING=0)",
+                );
             } else if !KNOWN_ANON.contains(&kind) {
-                found.add(Some(pid), format!("process {name} holds a kernel object of kind {kind}"), "close or disable that feature of the application");
+                found.add(
+                    Some(pid),
+                    format!("process {name} holds a kernel object of kind {kind}"),
+                    "close or disable that feature of the application",
+                );
             }
-        } else if link.starts_with('/') && let Ok(meta) = fs::metadata(entry.path()) {
+        } else if link.starts_with('/')
+            && let Ok(meta) = fs::metadata(entry.path())
+        {
             let device = (nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()));
             let bad = match () {
                 () if meta.file_type().is_char_device() => !harmless_device(device),
                 () => meta.file_type().is_block_device(),
             };
             if bad {
-                found.add(Some(pid), format!("process {name} has device {}:{} open ({link})", device.0, device.1), "a container that uses this device cannot be moved");
+                found.add(
+                    Some(pid),
+                    format!("process {name} has device {}:{} open ({link})", device.0, device.1),
+                    "a container that uses this device cannot be moved",
+                );
             }
         }
     }
@@ -165,11 +201,19 @@ fn mappings(proc: &Path, pid: i32, name: &str, found: &mut Found) {
     let Some(text) = read(proc.join(format!("{pid}/maps"))) else { return };
     for line in text.lines() {
         if line.contains("anon_inode:[io_uring]") {
-            found.add(Some(pid), format!("process {name} uses io_uring"), "turn io_uring off in the application (libuv programs: UV_USE_IO_URING=0)");
+            found.add(
+                Some(pid),
+                format!("process {name} uses io_uring"),
+                "turn io_uring off in the application (libuv programs: UV_USE_IO_URING=0)",
+            );
         } else if let Some(at) = line.find(" /dev/") {
             let path = &line[at + 1..];
             if !["/dev/zero", "/dev/shm/", "/dev/mqueue/"].iter().any(|p| path.starts_with(p)) {
-                found.add(Some(pid), format!("process {name} has memory of a device mapped ({path})"), "a container that uses this device cannot be moved");
+                found.add(
+                    Some(pid),
+                    format!("process {name} has memory of a device mapped ({path})"),
+                    "a container that uses this device cannot be moved",
+                );
             }
         }
     }
@@ -180,7 +224,11 @@ fn standard_streams(proc: &Path, init: i32, found: &mut Found) {
         let Ok(link) = fs::read_link(proc.join(format!("{init}/fd/{fd}"))) else { continue };
         let link = link.to_string_lossy();
         if link.contains("pts/") || link.contains("/dev/tty") || link.contains("/dev/console") {
-            found.add(Some(init), format!("standard stream {fd} is a terminal"), "start the container without a terminal");
+            found.add(
+                Some(init),
+                format!("standard stream {fd} is a terminal"),
+                "start the container without a terminal",
+            );
         }
     }
 }
@@ -209,7 +257,11 @@ fn stuck(proc: &Path, statuses: &BTreeMap<i32, Status>, found: &mut Found) {
     }
     for pid in waiting {
         let name = statuses.get(&pid).map_or("?", |s| s.name.as_str());
-        found.add(Some(pid), format!("process {name} waits in the kernel (state D)"), "check the storage it waits for, then try again");
+        found.add(
+            Some(pid),
+            format!("process {name} waits in the kernel (state D)"),
+            "check the storage it waits for, then try again",
+        );
     }
 }
 
@@ -223,7 +275,11 @@ mod tests {
         fs::create_dir_all(dir.join("fd")).unwrap();
         fs::create_dir_all(dir.join("ns")).unwrap();
         fs::create_dir_all(dir.join("net")).unwrap();
-        fs::write(dir.join("status"), format!("Name:\tp{pid}\nState:\tS (sleeping)\nPPid:\t{ppid}\nTracerPid:\t{tracer}\n")).unwrap();
+        fs::write(
+            dir.join("status"),
+            format!("Name:\tp{pid}\nState:\tS (sleeping)\nPPid:\t{ppid}\nTracerPid:\t{tracer}\n"),
+        )
+        .unwrap();
         fs::write(dir.join("maps"), "00400000-00401000 r-xp 00000000 fe:00 12 /usr/bin/x\n").unwrap();
         symlink("pid:[1]", dir.join("ns/pid")).unwrap();
         symlink("pipe:[5]", dir.join("fd/0")).unwrap();
@@ -251,10 +307,23 @@ mod tests {
         fs::remove_file(proc.path().join("11/ns/pid")).unwrap();
         symlink("pid:[2]", proc.path().join("11/ns/pid")).unwrap();
         fs::write(proc.path().join("11/maps"), "1-2 rw-s 0 00:05 9 /dev/nvidia0\n").unwrap();
-        fs::write(proc.path().join("10/net/protocols"), "protocol size sockets\nMPTCP 2000 3 -1\nTCP 2000 9 1\nSCTP 1 0 1\n").unwrap();
+        fs::write(
+            proc.path().join("10/net/protocols"),
+            "protocol size sockets\nMPTCP 2000 3 -1\nTCP 2000 9 1\nSCTP 1 0 1\n",
+        )
+        .unwrap();
         let found = preflight_in(proc.path(), 10, &[10, 11, 12]);
         let text: Vec<&str> = found.iter().map(|r| r.what.as_str()).collect();
-        for needle in ["uses io_uring", "kind userfaultfd", "is a terminal", "traced by process 77", "from outside", "pid namespace", "nvidia0", "MPTCP"] {
+        for needle in [
+            "uses io_uring",
+            "kind userfaultfd",
+            "is a terminal",
+            "traced by process 77",
+            "from outside",
+            "pid namespace",
+            "nvidia0",
+            "MPTCP",
+        ] {
             assert!(text.iter().any(|t| t.contains(needle)), "{needle}: {text:?}");
         }
         assert!(!text.iter().any(|t| t.contains("SCTP")));

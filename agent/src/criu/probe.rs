@@ -84,8 +84,12 @@ impl HostCapabilities {
         let mut list = Vec::new();
         match self.criu_version {
             None => list.push("criu is not installed; install CRIU 4.2 or newer".to_owned()),
-            Some(v) if v < MIN_CRIU => list.push(format!("criu {v} is too old; install CRIU {MIN_CRIU} or newer")),
-            Some(_) if !self.check.ok => list.push(format!("criu does not work on kernel {}: {}", self.kernel, self.check.message)),
+            Some(v) if v < MIN_CRIU => {
+                list.push(format!("criu {v} is too old; install CRIU {MIN_CRIU} or newer"))
+            }
+            Some(_) if !self.check.ok => {
+                list.push(format!("criu does not work on kernel {}: {}", self.kernel, self.check.message))
+            }
             Some(_) => {}
         }
         if self.runc_version.is_none() {
@@ -98,7 +102,10 @@ impl HostCapabilities {
             list.push("GNU tar is not installed; criu needs it to save a container's tmpfs".to_owned());
         }
         if !self.cgroup2 {
-            list.push("/sys/fs/cgroup is not a cgroup version 2 tree; boot with systemd.unified_cgroup_hierarchy=1".to_owned());
+            list.push(
+                "/sys/fs/cgroup is not a cgroup version 2 tree; boot with systemd.unified_cgroup_hierarchy=1"
+                    .to_owned(),
+            );
         }
         list
     }
@@ -133,7 +140,9 @@ pub async fn probe(programs: &Programs) -> HostCapabilities {
         criu_version: criu.map(|c| c.0),
         runc_version: runc.map(|c| c.0),
         conmon_version: conmon.map(|c| c.0),
-        kernel: nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        kernel: nix::sys::utsname::uname()
+            .map(|u| u.release().to_string_lossy().into_owned())
+            .unwrap_or_default(),
         check,
         features,
         gnu_tar: tar.is_some(),
@@ -146,7 +155,16 @@ async fn check(criu: &str, feature: Option<&str>) -> CheckOutcome {
     if let Some(feature) = feature {
         command = command.arg("--feature").arg(feature);
     }
-    let last = |text: &str| text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message").trim().chars().take(300).collect();
+    let last = |text: &str| {
+        text.lines()
+            .rev()
+            .find(|l| !l.trim().is_empty())
+            .unwrap_or("no message")
+            .trim()
+            .chars()
+            .take(300)
+            .collect()
+    };
     match command.output().await {
         Ok(output) => {
             let ok = output.status.success();
@@ -158,7 +176,9 @@ async fn check(criu: &str, feature: Option<&str>) -> CheckOutcome {
             };
             CheckOutcome { ok, message }
         }
-        Err(e @ CommandError::Start { .. }) if e.is_missing() => CheckOutcome { ok: false, message: "criu is not installed".to_owned() },
+        Err(e @ CommandError::Start { .. }) if e.is_missing() => {
+            CheckOutcome { ok: false, message: "criu is not installed".to_owned() }
+        }
         Err(e) => CheckOutcome { ok: false, message: e.to_string() },
     }
 }

@@ -142,7 +142,12 @@ mod tests {
         // stats-dump of CRIU 4.2.1 for a small Redis.
         let bytes = include_bytes!("../../tests/data/stats-dump");
         let stats = parse_dump_stats(bytes).unwrap();
-        assert!(stats.frozen_time > 1000 && stats.pages_written > 100 && stats.pages_scanned >= stats.pages_written, "{stats:?}");
+        assert!(
+            stats.frozen_time > 1000
+                && stats.pages_written > 100
+                && stats.pages_scanned >= stats.pages_written,
+            "{stats:?}"
+        );
         let stats = parse_restore_stats(include_bytes!("../../tests/data/stats-restore")).unwrap();
         assert!(stats.restore_time > 1000 && stats.pages_restored > Some(100), "{stats:?}");
     }

@@ -74,7 +74,14 @@ mod tests {
         let id = "01890a5d-ac96-774b-bcce-b302099a8057";
         let words = |w: &[&str]| parse(w.iter().map(OsString::from).collect::<Vec<_>>());
         assert!(words(&["--socket", "/s", "--migration", id]).is_some());
-        for bad in [&[][..], &["--socket"], &["--socket", "/s"], &["--migration", id], &["--socket", "/s", "--migration", "../x"], &["--x", "y"]] {
+        for bad in [
+            &[][..],
+            &["--socket"],
+            &["--socket", "/s"],
+            &["--migration", id],
+            &["--socket", "/s", "--migration", "../x"],
+            &["--x", "y"],
+        ] {
             assert!(words(bad).is_none(), "{bad:?}");
         }
     }

@@ -61,7 +61,10 @@ pub struct HookFiles {
 impl HookFiles {
     /// Of a migration, below the agent's run directory.
     pub fn new(run_dir: &Path, migration: MigrationId) -> Self {
-        HookFiles { dir: run_dir.join("hooks").join(migration.to_string()), socket: run_dir.join("hook.sock") }
+        HookFiles {
+            dir: run_dir.join("hooks").join(migration.to_string()),
+            socket: run_dir.join("hook.sock"),
+        }
     }
 
     /// Writes script and configuration for a held restore; returns the path of the configuration.
@@ -71,7 +74,12 @@ impl HookFiles {
         let script = self.dir.join("script");
         let text = script_text(program, &self.socket, migration)?;
         let _ = fs::remove_file(&script);
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&script)?.write_all(text.as_bytes())?;
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o700)
+            .open(&script)?
+            .write_all(text.as_bytes())?;
         let config = self.dir.join("criu.conf");
         CriuConfig { action_script: Some(script), freeze_timeout: None }.write(&config)?;
         Ok(config)
@@ -110,7 +118,10 @@ pub fn own_program() -> io::Result<PathBuf> {
 fn script_text(program: &Path, socket: &Path, migration: MigrationId) -> io::Result<String> {
     let quote = |path: &Path| match path.to_str() {
         Some(p) if !p.contains(|c: char| c == '\'' || c.is_control()) => Ok(format!("'{p}'")),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} cannot stand in a script", path.display()))),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} cannot stand in a script", path.display()),
+        )),
     };
     Ok(format!(
         "#!/bin/sh\n# Called by criu at each step of a restore; waits for the agent at one of them.\n\
@@ -150,7 +161,12 @@ mod tests {
         let files = HookFiles::new(dir.path(), id());
         files.write_restore(Path::new("/bin/false"), id()).unwrap();
         let run = |action: &str| {
-            std::process::Command::new("/bin/sh").arg(files.dir.join("script")).env("CRTOOLS_SCRIPT_ACTION", action).status().unwrap().success()
+            std::process::Command::new("/bin/sh")
+                .arg(files.dir.join("script"))
+                .env("CRTOOLS_SCRIPT_ACTION", action)
+                .status()
+                .unwrap()
+                .success()
         };
         for action in ["pre-restore", "setup-namespaces", "network-unlock", "pre-resume", "post-resume", ""] {
             assert!(run(action), "{action}");

@@ -86,7 +86,10 @@ impl HookServer {
     /// Announces a migration that may be held. Repeated calls give handles of the same hold. Scripts of
     /// migrations that nobody expects keep waiting.
     pub fn expect(&self, migration: MigrationId) -> HeldHandle {
-        let hold = lock(&self.register).entry(migration).or_insert_with(|| watch::Sender::new(Hold::default())).clone();
+        let hold = lock(&self.register)
+            .entry(migration)
+            .or_insert_with(|| watch::Sender::new(Hold::default()))
+            .clone();
         HeldHandle { migration, hold }
     }
 
@@ -154,7 +157,8 @@ async fn serve(stream: UnixStream, register: Arc<Register>) {
     if let Some(decision) = decision {
         let told = write.write_all(format!("{}\n", decision.word()).as_bytes()).await.is_ok();
         rest.clear();
-        let heard = told && matches!(tokio::time::timeout(FIRST_LINE, read.read_line(&mut rest)).await, Ok(Ok(_)) if rest == "ok\n");
+        let heard = told
+            && matches!(tokio::time::timeout(FIRST_LINE, read.read_line(&mut rest)).await, Ok(Ok(_)) if rest == "ok\n");
         if heard {
             hold.send_modify(|h| h.acknowledged = true);
         }

@@ -63,7 +63,8 @@ fn list(pids: &[StuckProcess]) -> String {
     if pids.is_empty() {
         return "unknown".to_owned();
     }
-    let texts: Vec<String> = pids.iter().take(8).map(|p| format!("{} ({}, state {})", p.pid, p.comm, p.state)).collect();
+    let texts: Vec<String> =
+        pids.iter().take(8).map(|p| format!("{} ({}, state {})", p.pid, p.comm, p.state)).collect();
     texts.join(", ")
 }
 
@@ -112,7 +113,11 @@ impl Cgroup {
 
     /// Creates it and its parents.
     pub fn create(&self) -> Result<(), CgroupError> {
-        fs::create_dir_all(&self.dir).map_err(|source| CgroupError::Io { what: "create", path: self.dir.clone(), source })
+        fs::create_dir_all(&self.dir).map_err(|source| CgroupError::Io {
+            what: "create",
+            path: self.dir.clone(),
+            source,
+        })
     }
 
     /// Moves a process into it.
@@ -125,7 +130,9 @@ impl Cgroup {
     pub fn freeze(&self, limit: Duration) -> Result<(), CgroupError> {
         self.write("cgroup.freeze", "1")?;
         match self.wait(limit, "frozen", |e| e.frozen) {
-            Err(CgroupError::Deadline { path, limit, .. }) => Err(CgroupError::NotFrozen { path, limit, pids: self.stuck() }),
+            Err(CgroupError::Deadline { path, limit, .. }) => {
+                Err(CgroupError::NotFrozen { path, limit, pids: self.stuck() })
+            }
             other => other,
         }
     }
@@ -192,7 +199,12 @@ impl Cgroup {
         entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
     }
 
-    fn wait(&self, limit: Duration, wanted: &'static str, done: impl Fn(Events) -> bool) -> Result<(), CgroupError> {
+    fn wait(
+        &self,
+        limit: Duration,
+        wanted: &'static str,
+        done: impl Fn(Events) -> bool,
+    ) -> Result<(), CgroupError> {
         let end = Instant::now() + limit;
         let mut file = match File::open(self.dir.join("cgroup.events")) {
             Ok(file) => file,
@@ -225,7 +237,8 @@ impl Cgroup {
     }
 
     fn stuck(&self) -> Vec<StuckProcess> {
-        let all: Vec<StuckProcess> = self.pids().unwrap_or_default().into_iter().filter_map(state_of).collect();
+        let all: Vec<StuckProcess> =
+            self.pids().unwrap_or_default().into_iter().filter_map(state_of).collect();
         // A task stopped by this freezer sleeps interruptibly (S) or is stopped (T, t) or dead (Z, X).
         let bad: Vec<StuckProcess> = all.iter().filter(|p| matches!(p.state, 'D' | 'R')).cloned().collect();
         if bad.is_empty() { all } else { bad }

@@ -98,19 +98,21 @@ pub enum RuntimeError {
         source: CommandError,
     },
     /// CRIU could not dump the container.
-    #[error("checkpoint of container {id} failed: {}", describe(.explanation.as_ref(), .errors))]
+    #[error("checkpoint of container {id} failed: {}", describe(.explanation.as_deref(), .errors))]
     Checkpoint {
         /// The container.
         id: String,
         /// What is known about the cause.
-        explanation: Option<Explanation>,
+        explanation: Option<Box<Explanation>>,
         /// First error lines of CRIU's log.
         errors: Vec<String>,
         /// The log, if there is one.
         log_path: PathBuf,
     },
     /// The dump neither ended nor failed in time. CRIU was left alone and may still hold the container.
-    #[error("checkpoint of container {id} is not finished after {limit:?}; criu was left running, since killing it would damage the container")]
+    #[error(
+        "checkpoint of container {id} is not finished after {limit:?}; criu was left running, since killing it would damage the container"
+    )]
     CheckpointStuck {
         /// The container.
         id: String,
@@ -147,8 +149,13 @@ impl RuntimeError {
     pub fn hint(&self) -> Option<String> {
         match self {
             RuntimeError::Checkpoint { explanation, .. } => explanation.as_ref().map(|e| e.advice.clone()),
-            RuntimeError::Command { source, .. } if source.is_missing() => Some("install runc 1.1 or newer, or name it in [runtime] of the configuration".to_owned()),
-            RuntimeError::Cgroup(CgroupError::NotFrozen { .. }) => Some("a process waits in the kernel (state D), often for storage; try again when its I/O is done".to_owned()),
+            RuntimeError::Command { source, .. } if source.is_missing() => {
+                Some("install runc 1.1 or newer, or name it in [runtime] of the configuration".to_owned())
+            }
+            RuntimeError::Cgroup(CgroupError::NotFrozen { .. }) => Some(
+                "a process waits in the kernel (state D), often for storage; try again when its I/O is done"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -182,7 +189,10 @@ pub trait Runtime: Send + Sync {
     /// Dumps a frozen container, which stays frozen, complete and resumable.
     ///
     /// Cancel safety: a dropped future does not stop the dump; see [`CheckpointRequest::limit`].
-    fn checkpoint<'a>(&'a self, request: &'a CheckpointRequest) -> BoxFuture<'a, Result<CheckpointReport, RuntimeError>>;
+    fn checkpoint<'a>(
+        &'a self,
+        request: &'a CheckpointRequest,
+    ) -> BoxFuture<'a, Result<CheckpointReport, RuntimeError>>;
 
     /// Kills all processes of a container without letting a frozen one run again, and waits until none is left.
     fn kill_frozen<'a>(&'a self, id: &'a str, limit: Duration) -> BoxFuture<'a, Result<(), RuntimeError>>;

@@ -7,7 +7,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
 
-use super::{Cgroup, CheckpointReport, CheckpointRequest, Runtime, RuntimeError, RuntimeInfo, RuntimeState, RuntimeStatus};
+use super::{
+    Cgroup, CheckpointReport, CheckpointRequest, Runtime, RuntimeError, RuntimeInfo, RuntimeState,
+    RuntimeStatus,
+};
 use crate::command::{Command, CommandError, OnAbandon, find};
 use crate::criu;
 
@@ -72,10 +75,19 @@ impl Runtime for Runc {
     fn version(&self) -> BoxFuture<'_, Result<RuntimeInfo, RuntimeError>> {
         Box::pin(async move {
             let error = |source| RuntimeError::Command { what: "version", id: "-".to_owned(), source };
-            let output = Command::new(&self.config.program).arg("--version").timeout(SHORT).run().await.map_err(error)?;
+            let output = Command::new(&self.config.program)
+                .arg("--version")
+                .timeout(SHORT)
+                .run()
+                .await
+                .map_err(error)?;
             let text = String::from_utf8_lossy(&output.stdout);
             let version = text.lines().next().and_then(|l| l.strip_prefix("runc version ")).map(str::trim);
-            let answer = || RuntimeError::Answer { program: self.config.program.clone(), what: "--version", text: text.chars().take(200).collect() };
+            let answer = || RuntimeError::Answer {
+                program: self.config.program.clone(),
+                what: "--version",
+                text: text.chars().take(200).collect(),
+            };
             let path = find(&self.config.program).unwrap_or_else(|| self.config.program.clone().into());
             Ok(RuntimeInfo { name: "runc".to_owned(), version: version.ok_or_else(answer)?.to_owned(), path })
         })
@@ -90,7 +102,9 @@ impl Runtime for Runc {
             let error = |source| RuntimeError::Command { what: "state", id: id.to_owned(), source };
             let output = match self.command().args(["state", id]).run().await {
                 Ok(output) => output,
-                Err(CommandError::Failed { stderr, .. }) if stderr.contains("does not exist") => return Ok(None),
+                Err(CommandError::Failed { stderr, .. }) if stderr.contains("does not exist") => {
+                    return Ok(None);
+                }
                 Err(e) => return Err(error(e)),
             };
             let answer = || RuntimeError::Answer {
@@ -123,7 +137,10 @@ impl Runtime for Runc {
         Box::pin(self.on_cgroup(id, move |c| c.thaw(limit)))
     }
 
-    fn checkpoint<'a>(&'a self, request: &'a CheckpointRequest) -> BoxFuture<'a, Result<CheckpointReport, RuntimeError>> {
+    fn checkpoint<'a>(
+        &'a self,
+        request: &'a CheckpointRequest,
+    ) -> BoxFuture<'a, Result<CheckpointReport, RuntimeError>> {
         Box::pin(async move {
             for dir in [&request.image_dir, &request.work_dir] {
                 private_dir(dir)?;
@@ -164,7 +181,12 @@ impl Runtime for Runc {
                         let source = CommandError::Failed { program, status, stderr };
                         return Err(RuntimeError::Command { what: "checkpoint", id, source });
                     }
-                    Err(RuntimeError::Checkpoint { id, explanation, errors, log_path })
+                    Err(RuntimeError::Checkpoint {
+                        id,
+                        explanation: explanation.map(Box::new),
+                        errors,
+                        log_path,
+                    })
                 }
                 Err(source) => Err(RuntimeError::Command { what: "checkpoint", id, source }),
             }
