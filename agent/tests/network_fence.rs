@@ -244,6 +244,13 @@ fn what_cannot_be_carried_is_refused_before() {
         )
         .await;
         assert!(matches!(e, NetworkError::NetfilterRules { .. }));
+        // Not every kernel has IPsec.
+        let policy = "ip xfrm policy add src 10.0.0.0/8 dst 10.1.0.0/16 dir out action block";
+        if !inside(&ns, &format!("{policy} 2>/dev/null || echo none")).contains("none") {
+            inside(&ns, "ip xfrm policy flush");
+            let e = refusal(policy, "ip xfrm policy flush").await;
+            assert!(matches!(e, NetworkError::Ipsec { .. }));
+        }
         // An empty table loses nothing.
         inside(&ns, "nft add table inet t; nft 'add chain inet t c { type filter hook input priority 0; }'");
         capture(&ns, &c, &host.networks).await.unwrap();
@@ -281,5 +288,39 @@ fn failures_leave_nothing() {
         assert!(ports_in_use(&c).await.unwrap().is_empty());
         assert!(!sh("ip -o link").contains(&ports[0].name));
         assert!(Netns::open(ns.path()).is_err());
+    });
+}
+
+#[test]
+fn a_gate_opens_at_once_also_where_indices_meet() {
+    on_host(|host| async move {
+        let c = name("web");
+        let (ns, ports) = container(&host, &c, &[request("eth0", "lan", &["10.77.1.5/16"])]).await;
+        let mut taken = capture(&ns, &c, &host.networks).await.unwrap();
+        destroy(&ns, &c, &ports).await.unwrap();
+        // The index that the host's next link will get.
+        sh("ip link add x type veth peer name y");
+        let last: u32 = sh("ip -o link show x | cut -d: -f1").trim().parse().unwrap();
+        sh("ip link del x");
+        taken.links[1].index = last + 1;
+        let ns = Netns::create(host.run_dir.path(), &c).await.unwrap();
+        let ports = recreate(&ns, &c, &taken, &host.networks).await.unwrap();
+        let inner = inside(&ns, "ip -o link show eth0");
+        let outer = sh(&format!("ip -o link show {}", ports[0].name));
+        assert!(inner.starts_with(&format!("{}:", last + 1)), "{inner}");
+        assert_ne!(inner.split(':').next(), outer.split(':').next());
+        open_gate(&ports).await.unwrap();
+        for round in 0..3 {
+            let out = stream("10.77.0.1", &ns);
+            out.recv_timeout(Duration::from_secs(3)).unwrap();
+            fence(&ports).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            while out.try_recv().is_ok() {}
+            let up = Instant::now();
+            unfence(&ns, &ports).await.unwrap();
+            let first = out.recv_timeout(Duration::from_secs(3)).unwrap() - up;
+            assert!(first < Duration::from_millis(300), "round {round}: {first:?}");
+        }
+        destroy(&ns, &c, &ports).await.unwrap();
     });
 }

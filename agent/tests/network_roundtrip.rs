@@ -13,7 +13,8 @@ use tranship_proto::network::{LinkKind, NetCapture};
 /// Removes what may differ: indices, counters, states of the carrier, the flag that says that an
 /// address was not tested, and lifetimes (compared apart).
 fn normal(v: Value) -> Value {
-    const DROP: [&str; 14] = [
+    const DROP: [&str; 15] = [
+        "ifindex",
         "link_index",
         "link_netnsid",
         "operstate",
@@ -144,6 +145,10 @@ fn all_is_the_same_elsewhere() {
         eprintln!("document: {} bytes", document.len());
         let carried: NetCapture = serde_json::from_slice(&document).unwrap();
         assert_eq!(carried, taken);
+        let mut carried = carried;
+        // Not those that the kernel would give.
+        carried.links[1].index = 17;
+        carried.links[2].index = 23;
         assert!(missing_networks(&carried, &host.networks).is_empty());
 
         let t = Instant::now();
@@ -164,6 +169,8 @@ fn all_is_the_same_elsewhere() {
         assert!(!inside(&there, "ip -6 addr show").contains("tentative"));
         let again = capture(&there, &c, &host.networks).await.unwrap();
         lifetimes_close(&carried, &again);
+        let indices = |c: &NetCapture| c.links.iter().map(|l| l.index).collect::<Vec<_>>();
+        assert_eq!(indices(&carried)[..3], indices(&again)[..3]);
         let differ: Vec<_> = carried.sysctls.iter().filter(|s| !again.sysctls.contains(s)).collect();
         assert!(differ.is_empty(), "{differ:?}");
         assert_eq!(carried.rules, again.rules);
@@ -200,7 +207,7 @@ fn all_is_the_same_elsewhere() {
         }
         destroy(&there, &c, &[]).await.unwrap();
         destroy(&there, &c, &new_ports).await.unwrap();
-        assert!(!sh("ip -o link").contains("ts"), "{}", sh("ip -o link"));
+        assert!(!sh("ip -o link").contains(": ts"), "{}", sh("ip -o link"));
         assert!(!there.path().exists() && !ns.path().exists());
         assert!(!sh("cat /proc/self/mounts").contains(host.run_dir.path().to_str().unwrap()));
     });
@@ -243,4 +250,46 @@ fn pretty(view: &str, a: &Value, b: &Value) {
         y.sort();
     }
     assert_eq!(x, y, "{view}");
+}
+
+#[test]
+fn a_host_that_cannot_take_it_says_so_and_keeps_nothing() {
+    on_host(|host| async move {
+        let (ns, ports) = source(&host).await;
+        let taken = capture(&ns, &name("web"), &host.networks).await.unwrap();
+        let c = name("other");
+        let there = Netns::create(host.run_dir.path(), &c).await.unwrap();
+        let attempt = async |capture: &NetCapture, networks: &Networks| {
+            let e = recreate(&there, &c, capture, networks).await.unwrap_err();
+            eprintln!("{e}");
+            assert!(ports_in_use(&c).await.unwrap().is_empty());
+            e
+        };
+        let only_lan = Networks::new([("lan".to_owned(), "br0".to_owned())]);
+        assert_eq!(missing_networks(&taken, &only_lan), ["back"]);
+        assert!(matches!(attempt(&taken, &only_lan).await, NetworkError::MissingNetwork { .. }));
+        let gone =
+            Networks::new([("lan", "br0"), ("back", "br9")].map(|(a, b)| (a.to_owned(), b.to_owned())));
+        assert_eq!(missing_bridges(&gone).await.unwrap(), ["back"]);
+        assert!(matches!(attempt(&taken, &gone).await, NetworkError::MissingBridge { .. }));
+        sh("ip link set br1 type bridge stp_state 1");
+        assert!(matches!(attempt(&taken, &host.networks).await, NetworkError::SlowBridge { .. }));
+        sh("ip link set br1 type bridge stp_state 0");
+        let mut big = taken.clone();
+        big.links[1].mtu = 9000;
+        assert!(matches!(attempt(&big, &host.networks).await, NetworkError::SmallBridge { .. }));
+        let mut hostile = taken.clone();
+        hostile.sysctls[0].key = "net/ipv4/../../kernel/hostname".into();
+        assert!(matches!(attempt(&hostile, &host.networks).await, NetworkError::Invalid(_)));
+        // Found only while building: what was made goes again.
+        let mut odd = taken.clone();
+        let forward = odd.sysctls.iter_mut().find(|s| s.key == "net/ipv4/ip_forward").unwrap();
+        forward.value = "nonsense".into();
+        assert!(matches!(attempt(&odd, &host.networks).await, NetworkError::Sysctl { .. }));
+        assert_eq!(inside(&there, "ip -o link").lines().count(), 1);
+        // And then it works in the same namespace.
+        recreate(&there, &c, &taken, &host.networks).await.unwrap();
+        destroy(&there, &c, &[]).await.unwrap();
+        destroy(&ns, &name("web"), &ports).await.unwrap();
+    });
 }

@@ -40,7 +40,8 @@ pub fn frames_of(link: &LinkCapture) -> Vec<Vec<u8>> {
 }
 
 /// Announces all addresses of a container from inside it, once before this returns and four times
-/// more within two seconds in the background. Call it when the gate is open.
+/// more within two seconds in the background. Neighbours that the container asked for in vain
+/// while it was shut are forgotten, so that it asks anew. Call it when the gate is open.
 ///
 /// # Errors
 /// When the first burst could not be sent.
@@ -59,8 +60,13 @@ pub async fn announce(netns: &Netns, capture: &NetCapture) -> Result<(), Network
         links.iter().try_for_each(|(s, frames)| frames.iter().try_for_each(|f| s.send(f)))
     };
     burst()?;
-    forget_unresolved(&mut Rt::inside(&ns).await?).await?;
     tokio::spawn(async move {
+        let forgotten = async { forget_unresolved(&mut Rt::inside(&ns).await?).await };
+        if let Err(e) = forgotten.await {
+            tracing::debug!(%e, "unresolved neighbours stay");
+        }
+        // The namespace may go, the sockets keep it for two seconds at most.
+        drop(ns);
         for pause in REPEATS {
             tokio::time::sleep(pause).await;
             if let Err(e) = burst() {

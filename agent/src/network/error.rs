@@ -36,6 +36,24 @@ pub enum NetworkError {
         /// The bridge.
         bridge: String,
     },
+    /// A bridge that would keep a new port shut for half a minute.
+    #[error("bridge {bridge:?} runs the spanning tree protocol: a port opens only after 30 s")]
+    SlowBridge {
+        /// The bridge.
+        bridge: String,
+    },
+    /// Packets of the container would not fit through the bridge.
+    #[error("link {link} has an MTU of {mtu}, bridge {bridge:?} on this host only {limit}")]
+    SmallBridge {
+        /// The container's link.
+        link: String,
+        /// Its MTU.
+        mtu: u32,
+        /// The bridge.
+        bridge: String,
+        /// The bridge's MTU.
+        limit: u32,
+    },
     /// A link leads to a bridge that is no configured network.
     #[error("link {link} is attached to {bridge:?}, which is no configured network")]
     NoNetwork {
@@ -128,6 +146,8 @@ impl NetworkError {
         Some(match self {
             Self::MissingNetwork { .. } => "add it under [networks] in transhipd.toml of this host",
             Self::MissingBridge { .. } => "create the bridge, or correct [networks] in transhipd.toml",
+            Self::SlowBridge { .. } => "turn it off (ip link set BRIDGE type bridge stp_state 0)",
+            Self::SmallBridge { .. } => "raise the bridge's MTU (ip link set BRIDGE mtu N)",
             Self::NoNetwork { .. } => "name the bridge under [networks] in transhipd.toml of this host",
             Self::Unattached { .. } => "only containers whose links were made by tranship can be moved",
             Self::UnsupportedLink { .. } => "remove the link from the container before the migration",

@@ -12,7 +12,7 @@ use super::error::{Attempt, NetworkError};
 use super::handle::Rt;
 use super::link::{self, EndSpec, PortSpec};
 use super::netns::{Netns, NsFd};
-use super::{Networks, Port, address, ports_of_capture, route, rule, sysctl};
+use super::{Networks, Port, address, check_fit, ports_of_capture, route, rule, sysctl};
 use futures_util::future::join_all;
 use nix::libc;
 use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
@@ -39,15 +39,12 @@ pub async fn recreate(
     capture: &NetCapture,
     networks: &Networks,
 ) -> Result<Vec<Port>, NetworkError> {
-    capture.check()?;
+    check_fit(capture, networks).await?;
     let ns = netns.fd()?;
     let (mut host, mut inside) = (Rt::host()?, Rt::inside(&ns).await?);
     let existing = link::links(&mut inside).await?;
     if let Some(l) = existing.iter().find(|l| !l.loopback && !l.is_fallback_tunnel()) {
         return Err(NetworkError::NotEmpty { netns: netns.name(), link: l.name.clone() });
-    }
-    for network in capture.networks() {
-        networks.bridge_link(&mut host, &network).await?;
     }
     let ports = ports_of_capture(container, capture);
     match build(&ns, &mut host, &mut inside, container, capture, networks).await {
@@ -80,7 +77,8 @@ async fn build(
     add_routes(inside, capture, &names, &indices).await?;
     set_rules(inside, capture).await?;
     add_neighbours(inside, capture, &indices).await?;
-    sysctl::apply(ns, &sysctls).await
+    let again: Vec<_> = sysctls.into_iter().filter(|s| sysctl::per_interface(&s.key)).collect();
+    sysctl::apply(ns, &again).await
 }
 
 async fn make_link(

@@ -105,7 +105,8 @@ pub(super) async fn capture(ns: &NsFd, links: &[LinkCapture]) -> Result<Vec<Sysc
     Ok(all)
 }
 
-fn per_interface(key: &str) -> bool {
+/// Is it of one interface?
+pub(super) fn per_interface(key: &str) -> bool {
     rank(key) == 3
 }
 

@@ -32,6 +32,9 @@ pub fn on_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F + Send + 'st
         {
             sh(&format!("ip link add {bridge} type bridge"));
             sh(&format!("ip link set {bridge} up"));
+            // A cable: a bridge without any other port would lose its own carrier with a fence.
+            sh(&format!("ip link add up-{bridge} type veth peer name far-{bridge}"));
+            sh(&format!("ip link set up-{bridge} master {bridge} up && ip link set far-{bridge} up"));
             sh(&format!("ip addr add {net} dev {bridge}"));
             sh(&format!("ip addr add {v6} dev {bridge} nodad"));
         }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 const OURS: &str = "tranship";
 const PODMAN: &str = "podman";
+const PODMAN_PLAIN: &str = "podman-plain";
 const IP: &str = "10.77.1.78";
 /// Silence that no contender should exceed; a longer one ends the measurement as failed.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -69,9 +70,13 @@ fn contenders(options: &Gap) -> anyhow::Result<Vec<&'static str>> {
     }
     contenders.extend(options.against.iter().map(|rival| match rival {
         Rival::Podman => PODMAN,
+        Rival::PodmanPlain => PODMAN_PLAIN,
     }));
     ensure!(!contenders.is_empty(), "--rivals-only without --against leaves nothing to measure");
-    ensure!(!options.check || contenders.len() > 1, "--check needs us and a rival");
+    ensure!(
+        !options.check || (contenders.contains(&OURS) && contenders.contains(&PODMAN)),
+        "--check needs us and podman"
+    );
     Ok(contenders)
 }
 
@@ -80,7 +85,7 @@ fn measure_all(
     options: &Gap,
     contenders: &[&'static str],
 ) -> anyhow::Result<(Vec<Measured>, serde_json::Value)> {
-    if contenders.contains(&PODMAN) {
+    if contenders.iter().any(|c| *c != OURS) {
         eprintln!("preparing podman: image and networks on both hosts");
         podman::prepare(scene)?;
     }
@@ -95,7 +100,7 @@ fn measure_all(
             for contender in order {
                 let one = measure(scene, run, contender, *mib)
                     .with_context(|| format!("{contender}, {mib} MiB, run {run}"))?;
-                eprintln!("run {run}: {contender:9} {mib:5} MiB: silent for {}", millis(one.longest_gap_us));
+                eprintln!("run {run}: {contender:12} {mib:5} MiB: silent for {}", millis(one.longest_gap_us));
                 measured.push(one);
             }
         }
@@ -121,7 +126,7 @@ fn measure(scene: &Scene, run: u32, contender: &'static str, mib: u32) -> anyhow
     let details = if contender == OURS {
         scene.migrate("host-a", "redis", "host-b")?.summary
     } else {
-        podman::migrate(scene)?
+        podman::migrate(scene, contender == PODMAN)?
     };
     let move_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     let window = settled(&mut client)?;

@@ -50,6 +50,8 @@ pub struct Gap {
 pub enum Rival {
     /// `podman container checkpoint --export` and `restore --import`, archive handed over for free
     Podman,
+    /// The same with `--compress none`
+    PodmanPlain,
 }
 
 impl Bench {

@@ -2,7 +2,8 @@
 //!
 //! Its container joins a network namespace made beforehand on both hosts with the same address
 //! and MAC, so that it spends no time on networks; the archive lies in a tmpfs that both hosts
-//! see; the image is there already on both; and as soon as the restored container runs, the
+//! see; the image is there already on both; a packet that comes before the restored sockets are
+//! there is not answered with a reset; and as soon as the restored container runs, the
 //! switch is told where its MAC now is, as tranship does for its own.
 
 use super::shared;
@@ -19,18 +20,9 @@ const ARCHIVE: &str = "/mnt/handover/redis.tar";
 const IMAGE: &str = "localhost/redis:lab";
 const LONG: Duration = Duration::from_secs(600);
 
-/// Makes image and networks on both hosts.
+/// Puts the image on both hosts.
 pub(super) fn prepare(scene: &Scene) -> anyhow::Result<()> {
     shared::mount(&scene.host("host-a")?, &scene.host("host-b")?, SHARED)?;
-    for host in ["host-a", "host-b"] {
-        let script = format!(
-            "set -e; ip netns list | grep -qw pm && exit 0; ip netns add pm; \
-             ip link add pmv type veth peer name eth0 netns pm; ip link set pmv master br0; \
-             ip -n pm link set lo up; ip -n pm link set eth0 address {MAC}; \
-             ip -n pm addr add {IP}/16 dev eth0; ip -n pm link set eth0 up; ip link set pmv down"
-        );
-        sh(scene, host, &script)?;
-    }
     // Both need the very same image: a restore looks for its id.
     let import = format!(
         "set -e; podman image exists {IMAGE} && exit 0; \
@@ -45,6 +37,22 @@ pub(super) fn prepare(scene: &Scene) -> anyhow::Result<()> {
 /// Starts Redis on host-a.
 pub(super) fn start(scene: &Scene) -> anyhow::Result<()> {
     remove(scene)?;
+    for host in ["host-a", "host-b"] {
+        let script = format!(
+            "set -e; ip netns add pm; ip link add pmv type veth peer name eth0 netns pm; \
+             ip link set pmv master br0; ip -n pm link set lo up; \
+             ip -n pm link set eth0 address {MAC}; ip -n pm addr add {IP}/16 dev eth0; \
+             ip -n pm link set eth0 up"
+        );
+        sh(scene, host, &script)?;
+    }
+    sh(
+        scene,
+        "host-b",
+        "ip netns exec pm nft 'add table inet kind; \
+           add chain inet kind out { type filter hook output priority 0; }; \
+           add rule inet kind out tcp flags & rst == rst drop'",
+    )?;
     sh(
         scene,
         "host-a",
@@ -58,15 +66,16 @@ pub(super) fn start(scene: &Scene) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Moves it to host-b. Answers the time of the checkpoint and of the restore in microseconds, and
+/// Moves it to host-b, its archive compressed as podman does by default or not at all. Answers the time of the checkpoint and of the restore in microseconds, and
 /// the size of the archive.
-pub(super) fn migrate(scene: &Scene) -> anyhow::Result<serde_json::Value> {
+pub(super) fn migrate(scene: &Scene, compress: bool) -> anyhow::Result<serde_json::Value> {
+    let how = if compress { "" } else { "--compress none" };
     let began = Instant::now();
     sh(
         scene,
         "host-a",
         &format!(
-            "podman container checkpoint --export {ARCHIVE} --tcp-established redis && ip link set pmv down"
+            "podman container checkpoint --export {ARCHIVE} {how} --tcp-established redis && ip link set pmv down"
         ),
     )?;
     let checkpoint = began.elapsed();
@@ -87,17 +96,22 @@ pub(super) fn migrate(scene: &Scene) -> anyhow::Result<serde_json::Value> {
     }))
 }
 
-/// Removes the container and the archive from both hosts.
+/// Removes container, namespace and archive from both hosts. The namespace goes, too, because
+/// CRIU leaves its network lock in the one that it dumped.
 pub(super) fn remove(scene: &Scene) -> anyhow::Result<()> {
     for host in ["host-a", "host-b"] {
-        sh(scene, host, &format!("podman rm -f -i -t 0 redis; ip link set pmv down; rm -f {ARCHIVE}"))?;
+        sh(
+            scene,
+            host,
+            &format!("podman rm -f -i -t 0 redis; ip netns del pm 2>/dev/null; rm -f {ARCHIVE}"),
+        )?;
     }
     Ok(())
 }
 
 /// A frame from the container's MAC address, so that the switch learns its new port.
 fn announce() -> &'static str {
-    "ip netns exec pm ping -c 1 -W 1 -q 10.77.254.1 >/dev/null"
+    "ip netns exec pm ping -c 1 -i 0.02 -w 2 -q 10.77.254.1 >/dev/null"
 }
 
 fn sh(scene: &Scene, host: &str, script: &str) -> anyhow::Result<Ended> {

@@ -40,6 +40,7 @@ pub(super) fn bad_input(scene: &mut Scene) -> anyhow::Result<()> {
     taken(scene, c)?;
     unfit_destination(scene, c)?;
     certificates(scene, c)?;
+    operators(scene, c)?;
     versions::refused(scene)?;
     // After all of that it still can be moved.
     scene.migrate("host-a", "web", "host-b")?;
@@ -73,6 +74,7 @@ fn taken(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
     let name = refused(scene, client, ("a taken name", REFUSED, "web"), || migrate(scene, "web", "host-b"));
     scene.tranship("host-b", &["rm", "--force", "web"], Duration::from_secs(30))?.ok()?;
     name?;
+    scene.audit().context("after a taken name")?;
     for (what, address, word) in [
         ("a taken IPv4 address", "10.77.1.10/16", "10.77.1.10"),
         ("a taken IPv6 address", "fd77::1:10/64", "fd77::1:10"),
@@ -87,6 +89,7 @@ fn taken(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
         let result = refused(scene, client, (what, REFUSED, word), || migrate(scene, "web", "host-b"));
         change("del")?;
         result?;
+        scene.audit().context(what)?;
     }
     Ok(())
 }
@@ -133,7 +136,8 @@ fn unfit_destination(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<(
         config.insert("state_dir".into(), "/mnt/small".into());
     });
     scene.on_ok("host-b", &["sh", "-c", "umount -l /mnt/small && rmdir /mnt/small"])?;
-    disk
+    disk?;
+    scene.audit().context("after too little disk")
 }
 
 fn certificates(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
@@ -158,6 +162,43 @@ fn certificates(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
         .with_context(|| format!("with {what}"))?;
     }
     Ok(())
+}
+
+/// Orders over the network from somebody who must not give any.
+fn operators(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
+    let other = Authority::new()?;
+    let stranger = other.issue(Role::Operator, "mallory", "mallory", Span::days(10))?;
+    let host = scene.host("host-b")?;
+    let dir = "/tmp/operators";
+    std::fs::create_dir_all(host.path(dir))?;
+    std::fs::write(host.path(format!("{dir}/stranger.pem")), &stranger.cert)?;
+    std::fs::write(host.path(format!("{dir}/stranger.key")), &stranger.key)?;
+    let mut result = Ok(());
+    for (what, cert) in [
+        ("an agent's certificate giving orders", "/etc/tranship/pki/host"),
+        ("an operator of another authority", "/tmp/operators/stranger"),
+    ] {
+        let config = format!(
+            "[tls]\nca = \"/etc/tranship/pki/ca.pem\"\ncert = \"{cert}.pem\"\nkey = \"{cert}.key\"\n"
+        );
+        std::fs::write(host.path(format!("{dir}/tranship.toml")), config)?;
+        let args = [
+            "--config",
+            "/tmp/operators/tranship.toml",
+            "--host",
+            "host-a=10.77.0.1:7717",
+            "--output",
+            "json",
+        ];
+        result = refused(scene, client, (what, NOT_AUTHORIZED, "host-a"), || {
+            scene.tranship("host-b", &[&args[..], &["rm", "--force", "web"]].concat(), MOVE)
+        });
+        if result.is_err() {
+            break;
+        }
+    }
+    std::fs::remove_dir_all(host.path(dir))?;
+    result
 }
 
 fn migrate(scene: &Scene, name: &str, to: &str) -> anyhow::Result<Ended> {
@@ -195,7 +236,8 @@ fn refused(
             "a taken name" => Ok(()),
             _ => Err(e),
         })?;
-        if what != "a taken name" {
+        // What the case itself has put on a host is taken away, and looked for, after it.
+        if !what.starts_with("a taken") && what != "too little disk" {
             scene.audit().with_context(|| what.to_owned())?;
         }
         let window = counted_on(client, "between").with_context(|| what.to_owned())?;

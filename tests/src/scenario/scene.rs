@@ -269,8 +269,9 @@ impl Scene {
 
     /// Nothing may be left of any migration on any host.
     pub fn audit(&self) -> anyhow::Result<()> {
-        let command = std::process::Command::new(&self.exe).args(["audit", "--name", &self.name]).output()?;
-        ensure!(command.status.success(), "the audit found: {}", String::from_utf8_lossy(&command.stdout));
+        let findings = self.lab.audit_within(Duration::from_secs(3))?;
+        let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        ensure!(text.is_empty(), "the audit found:\n  {}", text.join("\n  "));
         Ok(())
     }
 

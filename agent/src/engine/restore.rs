@@ -1,0 +1,177 @@
+//! Restoring a container under its monitor, held until the agent says go.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tranship_proto::ids::ContainerName;
+
+use super::Result;
+use super::bare::Bare;
+use super::conmon::{RestoreArguments, SyncPipe};
+use super::error::EngineError;
+use super::moved::Arrival;
+use super::paths::{make_dir, remove_file};
+use crate::criu;
+use crate::hook::{HeldHandle, HookFiles};
+use crate::runtime::RuntimeStatus;
+
+/// Where the images are.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// Images, `descriptors.json` included.
+    pub image_dir: PathBuf,
+    /// For CRIU's log and statistics; made when missing.
+    pub work_dir: PathBuf,
+}
+
+/// A restore on its way. Dropping it neither releases nor ends the restore.
+pub struct RestoreHandle {
+    name: ContainerName,
+    held: HeldHandle,
+    /// Absent after a restart of the agent: then the container is asked for instead.
+    sync: Option<SyncPipe>,
+    work_dir: Option<PathBuf>,
+    bare: Bare,
+}
+
+impl std::fmt::Debug for RestoreHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestoreHandle").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+pub(super) async fn start(bare: &Bare, arrival: &Arrival, request: &RestoreRequest) -> Result<RestoreHandle> {
+    let name = arrival.name();
+    let dirs = bare.layout.container(name);
+    let files = HookFiles::new(&bare.layout.run_dir, arrival.migration);
+    let criu_config = files
+        .write_restore(&bare.hook_program, arrival.migration)
+        .map_err(EngineError::io("write hook files below", &bare.layout.run_dir))?;
+    make_dir(&request.work_dir, 0o700)?;
+    // Of an earlier attempt.
+    remove_file(&request.work_dir.join("restore.log"))?;
+    remove_file(&dirs.pid_file())?;
+    remove_file(&bare.layout.exit_file(name))?;
+    let held = bare.hooks.expect(arrival.migration);
+    let arguments = RestoreArguments {
+        image_dir: &request.image_dir,
+        work_dir: &request.work_dir,
+        criu_config: &criu_config,
+    };
+    let sync = bare.conmon.start(name, &dirs, Some(arguments)).await?;
+    Ok(RestoreHandle {
+        name: name.clone(),
+        held,
+        sync: Some(sync),
+        work_dir: Some(request.work_dir.clone()),
+        bare: bare.clone(),
+    })
+}
+
+pub(super) fn resume(bare: &Bare, arrival: &Arrival) -> RestoreHandle {
+    let held = bare.hooks.expect(arrival.migration);
+    RestoreHandle { name: arrival.name().clone(), held, sync: None, work_dir: None, bare: bare.clone() }
+}
+
+impl RestoreHandle {
+    /// Waits until everything is restored and held; returns the host pid of the first process. Fails as
+    /// soon as CRIU has failed, with the cause from its log.
+    ///
+    /// Cancel safe.
+    pub async fn held(&mut self, limit: Duration) -> Result<i32> {
+        let held = self.held.clone();
+        let outcome = tokio::time::timeout(limit, async {
+            match &mut self.sync {
+                Some(sync) => tokio::select! {
+                    biased;
+                    pid = held.held() => Ok(pid),
+                    // Only a failure comes before the hold.
+                    end = sync.pid() => Err(end.err()),
+                },
+                None => Ok(held.held().await),
+            }
+        })
+        .await;
+        match outcome {
+            Ok(Ok(pid)) => Ok(pid),
+            Ok(Err(cause)) => Err(self.explained(cause)),
+            Err(_) => Err(EngineError::Deadline { name: self.name.to_string(), wanted: "restored", limit }),
+        }
+    }
+
+    /// Whether the held restore is connected at this moment.
+    pub fn connected(&self) -> bool {
+        self.held.connected()
+    }
+
+    /// Lets the container run: the point of no return at this host. Returns when the restore has heard it.
+    ///
+    /// Cancel safety: the decision stands and reaches the restore whenever it asks.
+    pub async fn release(&self, limit: Duration) -> Result<()> {
+        match tokio::time::timeout(limit, self.held.release()).await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(EngineError::Deadline { name: self.name.to_string(), wanted: "released", limit }),
+        }
+    }
+
+    /// Waits after [`RestoreHandle::release`] until the runtime has handed the container over; returns the
+    /// pid of the first process. The container runs some milliseconds before that.
+    pub async fn running(&mut self, limit: Duration) -> Result<i32> {
+        let deadline = EngineError::Deadline { name: self.name.to_string(), wanted: "running", limit };
+        if let Some(sync) = &mut self.sync {
+            return match tokio::time::timeout(limit, sync.pid()).await {
+                Ok(Ok(pid)) => Ok(pid),
+                Ok(Err(cause)) => Err(self.explained(Some(cause))),
+                Err(_) => Err(deadline),
+            };
+        }
+        let id = self.name.as_str();
+        let dirs = self.bare.layout.container(&self.name);
+        let wait = async {
+            loop {
+                // The runtime writes the pid file when the restore is over.
+                if let (Some(pid), Some(state)) = (dirs.pid(), self.bare.runtime.state(id).await?)
+                    && state.status == RuntimeStatus::Running
+                    && state.pid == pid
+                {
+                    return Ok(pid);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(limit, wait).await.unwrap_or(Err(deadline))
+    }
+
+    /// Calls the restore off and waits until CRIU has taken it down. What is left is
+    /// [`super::Engine::discard`]'s.
+    pub async fn abort(&mut self, limit: Duration) -> Result<()> {
+        let told = async {
+            self.held.abort().await?;
+            if let Some(sync) = &mut self.sync {
+                let _ = sync.pid().await;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(limit, told).await {
+            Ok(done) => done,
+            Err(_) => Err(EngineError::Deadline { name: self.name.to_string(), wanted: "called off", limit }),
+        }
+    }
+
+    fn explained(&self, cause: Option<EngineError>) -> EngineError {
+        let log = self
+            .work_dir
+            .as_ref()
+            .and_then(|d| criu::read_log(&d.join("restore.log")).ok())
+            .unwrap_or_default();
+        let said = match cause {
+            Some(EngineError::Monitor { message, .. }) => message,
+            Some(other) => return other,
+            None => "the restore ended before it was held".to_owned(),
+        };
+        let explanation = criu::explain(&log).or_else(|| criu::explain(&said));
+        let mut errors = criu::error_lines(&log);
+        errors.push(said);
+        EngineError::Restore { name: self.name.to_string(), explanation: explanation.map(Box::new), errors }
+    }
+}

@@ -1,0 +1,88 @@
+//! What the action script runs: waits for the agent's word. Blocking code; it has nothing else to do.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tranship_proto::ids::MigrationId;
+
+use super::{Decision, MAX_LINE};
+
+/// Between two attempts to reach the agent.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// `transhipd hook --socket PATH --migration ID`: returns success after `go` only.
+///
+/// Exit status: 0 go, 1 abort, 2 wrong usage. Every status but 0 makes CRIU call the restore off.
+pub fn hook_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Called for another step by hand: nothing to hold, and success would be the wrong answer.
+    let Some((socket, migration)) = parse(args) else {
+        eprintln!("usage: transhipd hook --socket PATH --migration ID");
+        return ExitCode::from(2);
+    };
+    let pid = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|p| p.parse::<i32>().ok()).unwrap_or(0);
+    match wait_for_decision(&socket, migration, pid) {
+        Decision::Go => ExitCode::SUCCESS,
+        Decision::Abort => ExitCode::FAILURE,
+    }
+}
+
+fn parse(args: impl IntoIterator<Item = OsString>) -> Option<(PathBuf, MigrationId)> {
+    let (mut socket, mut migration) = (None, None);
+    let mut args = args.into_iter();
+    while let Some(name) = args.next() {
+        let value = args.next()?;
+        match name.to_str()? {
+            "--socket" => socket = Some(PathBuf::from(value)),
+            "--migration" => migration = Some(value.to_str()?.parse().ok()?),
+            _ => return None,
+        }
+    }
+    Some((socket?, migration?))
+}
+
+/// Asks until there is an answer, for ever.
+pub(crate) fn wait_for_decision(socket: &Path, migration: MigrationId, pid: i32) -> Decision {
+    loop {
+        if let Some(decision) = ask(socket, migration, pid) {
+            return decision;
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+fn ask(socket: &Path, migration: MigrationId, pid: i32) -> Option<Decision> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.write_all(format!("held {migration} {pid}\n").as_bytes()).ok()?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(MAX_LINE as u64)).read_line(&mut line).ok()?;
+    // A cut line is no answer: "go" without its end may be the beginning of something else.
+    let decision = Decision::parse(line.strip_suffix('\n')?)?;
+    let _ = stream.write_all(b"ok\n");
+    Some(decision)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_usage_never_succeeds() {
+        let id = "01890a5d-ac96-774b-bcce-b302099a8057";
+        let words = |w: &[&str]| parse(w.iter().map(OsString::from).collect::<Vec<_>>());
+        assert!(words(&["--socket", "/s", "--migration", id]).is_some());
+        for bad in [
+            &[][..],
+            &["--socket"],
+            &["--socket", "/s"],
+            &["--migration", id],
+            &["--socket", "/s", "--migration", "../x"],
+            &["--x", "y"],
+        ] {
+            assert!(words(bad).is_none(), "{bad:?}");
+        }
+    }
+}

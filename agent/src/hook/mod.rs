@@ -1,0 +1,182 @@
+//! The hold at the destination: CRIU's action script waits here until the agent says go.
+//!
+//! CRIU calls the script at every step of a restore. At `post-restore` everything exists and nothing has
+//! run; the script then connects to the agent's `hook.sock` and blocks. Only the word `go` makes it return
+//! success. Whatever else happens (the agent dies, the socket vanishes, nonsense arrives) it tries again
+//! for ever: it fails closed, and the container neither starts nor dies. `abort` makes it fail, and CRIU
+//! then kills what it restored.
+//!
+//! Rejected: signals (lost when the agent restarts), files as flags (a poll in the blackout), and a FIFO
+//! (no peer identity).
+//!
+//! On the wire, one line each: `held MIGRATION PID` from the script, `go` or `abort` back, `ok` at last.
+
+mod client;
+mod server;
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use tranship_proto::ids::MigrationId;
+
+pub use client::hook_main;
+pub use server::{HeldHandle, HookError, HookServer};
+
+use crate::criu::CriuConfig;
+
+/// Longest line, in bytes.
+const MAX_LINE: usize = 256;
+
+/// A decision about a held container. It is final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The container may run.
+    Go,
+    /// The restore is called off.
+    Abort,
+}
+
+impl Decision {
+    fn word(self) -> &'static str {
+        match self {
+            Decision::Go => "go",
+            Decision::Abort => "abort",
+        }
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        [Decision::Go, Decision::Abort].into_iter().find(|d| d.word() == line)
+    }
+}
+
+/// Where the files of one migration's hook are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookFiles {
+    dir: PathBuf,
+    socket: PathBuf,
+}
+
+impl HookFiles {
+    /// Of a migration, below the agent's run directory.
+    pub fn new(run_dir: &Path, migration: MigrationId) -> Self {
+        HookFiles {
+            dir: run_dir.join("hooks").join(migration.to_string()),
+            socket: run_dir.join("hook.sock"),
+        }
+    }
+
+    /// Writes script and configuration for a held restore; returns the path of the configuration.
+    /// `program` is the agent's own binary.
+    pub fn write_restore(&self, program: &Path, migration: MigrationId) -> io::Result<PathBuf> {
+        self.make_dir()?;
+        let script = self.dir.join("script");
+        let text = script_text(program, &self.socket, migration)?;
+        let _ = fs::remove_file(&script);
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o700)
+            .open(&script)?
+            .write_all(text.as_bytes())?;
+        let config = self.dir.join("criu.conf");
+        CriuConfig { action_script: Some(script), freeze_timeout: None }.write(&config)?;
+        Ok(config)
+    }
+
+    /// Writes the configuration for a dump; returns its path.
+    pub fn write_dump(&self) -> io::Result<PathBuf> {
+        self.make_dir()?;
+        let config = self.dir.join("dump.conf");
+        CriuConfig::default().write(&config)?;
+        Ok(config)
+    }
+
+    /// Removes all files. Nothing to do when there are none.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_dir(&self) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
+    }
+}
+
+/// The agent's binary, also after it was replaced by an upgrade.
+pub fn own_program() -> io::Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    match path.to_str().and_then(|p| p.strip_suffix(" (deleted)")) {
+        Some(original) if !path.exists() => Ok(original.into()),
+        _ => Ok(path),
+    }
+}
+
+fn script_text(program: &Path, socket: &Path, migration: MigrationId) -> io::Result<String> {
+    let quote = |path: &Path| match path.to_str() {
+        Some(p) if !p.contains(|c: char| c == '\'' || c.is_control()) => Ok(format!("'{p}'")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} cannot stand in a script", path.display()),
+        )),
+    };
+    Ok(format!(
+        "#!/bin/sh\n# Called by criu at each step of a restore; waits for the agent at one of them.\n\
+         [ \"$CRTOOLS_SCRIPT_ACTION\" = post-restore ] || exit 0\n\
+         exec {} hook --socket {} --migration {migration}\n",
+        quote(program)?,
+        quote(socket)?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> MigrationId {
+        "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap()
+    }
+
+    #[test]
+    fn files_are_private_and_removable() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let files = HookFiles::new(dir.path(), id());
+        let config = files.write_restore(Path::new("/usr/bin/transhipd"), id()).unwrap();
+        assert!(fs::read_to_string(&config).unwrap().contains("action-script "));
+        let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&config), mode(&files.dir.join("script")), mode(&files.dir)), (0o600, 0o700, 0o700));
+        files.write_restore(Path::new("/usr/bin/transhipd"), id()).unwrap();
+        files.remove().unwrap();
+        files.remove().unwrap();
+        assert!(!config.exists());
+    }
+
+    #[test]
+    fn the_script_lets_all_other_steps_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = HookFiles::new(dir.path(), id());
+        files.write_restore(Path::new("/bin/false"), id()).unwrap();
+        let run = |action: &str| {
+            std::process::Command::new("/bin/sh")
+                .arg(files.dir.join("script"))
+                .env("CRTOOLS_SCRIPT_ACTION", action)
+                .status()
+                .unwrap()
+                .success()
+        };
+        for action in ["pre-restore", "setup-namespaces", "network-unlock", "pre-resume", "post-resume", ""] {
+            assert!(run(action), "{action}");
+        }
+        assert!(!run("post-restore"));
+    }
+
+    #[test]
+    fn odd_paths_are_refused() {
+        assert!(script_text(Path::new("/a'b"), Path::new("/s"), id()).is_err());
+        assert!(script_text(Path::new("/a"), Path::new("/s\n"), id()).is_err());
+    }
+}
