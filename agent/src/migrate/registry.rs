@@ -369,9 +369,7 @@ impl Migrations {
                 Some(e) if e.peer != peer => {
                     return Err(format!("migration {id} is between other hosts than {peer}"));
                 }
-                Some(Entry { inputs: Inputs::Source(tx), .. }) => {
-                    Some(Inputs::Source(tx.clone()))
-                }
+                Some(Entry { inputs: Inputs::Source(tx), .. }) => Some(Inputs::Source(tx.clone())),
                 Some(Entry { inputs: Inputs::Destination(tx), .. }) => Some(Inputs::Destination(tx.clone())),
                 None => None,
             }

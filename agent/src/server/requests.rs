@@ -95,7 +95,7 @@ pub(super) async fn answer<W: AsyncWrite + Unpin + Send>(
                 watch(&log, from_seq.max(1), out).await;
                 Ok(())
             }
-            None => Err(unknown_migration(&migration)),
+            None => out.reply(Reply::Event(ending(ctx, migration, from_seq).await?)).await,
         },
         Request::Cancel { migration } => {
             migrations.cancel(migration).await?;
@@ -134,6 +134,20 @@ fn unknown_migration(id: &MigrationId) -> Failure {
     let text = format!("no migration {} is known here, or its events are no longer kept", id.short());
     Failure::new(Reason::UnknownMigration, Side::Source, text)
         .hint("`tranship status` and `tranship history` list migrations")
+}
+
+/// The end of a migration whose events are no longer kept, out of the history.
+async fn ending(ctx: &Context, migration: MigrationId, seq: u64) -> Result<Event, Failure> {
+    let found = ctx.journal.find(migration.to_string()).await;
+    let found = found.map_err(|e| Failure::new(Reason::Internal, Side::Source, e.to_string()))?;
+    let ended =
+        found.into_iter().find(|m| m.side == Side::Source).ok_or_else(|| unknown_migration(&migration))?;
+    let body = match (ended.summary, ended.failure) {
+        (Some(summary), _) => EventBody::Done { summary },
+        (None, Some(failure)) => EventBody::Failed { failure },
+        (None, None) => return Err(unknown_migration(&migration).retryable()),
+    };
+    Ok(Event { migration, seq: seq.max(1), at_unix_ms: ended.updated_unix_ms, body })
 }
 
 async fn named(ctx: &Context, migrations: &Migrations, id: &str) -> Result<Vec<MigrationStatus>, Failure> {

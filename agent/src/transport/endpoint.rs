@@ -250,9 +250,13 @@ impl Endpoint {
             Ok(other) => return Err(format!("{} instead of a greeting", other.name())),
             Err(e) => return Err(crate::chain(&e)),
         };
-        let version = greet_reply(&hello, host, &self.software, &mut send).await?;
+        let version = greet_reply(&hello, host, &self.software, &mut send).await;
         let _ = send.finish();
-        Ok(Connection { quic, version, peer })
+        if version.is_err() {
+            // Dropping the connection now would take the answer back.
+            let _ = tokio::time::timeout(Duration::from_secs(1), send.stopped()).await;
+        }
+        Ok(Connection { quic, version: version?, peer })
     }
 
     /// Connects to a host and greets it. The name is checked against its certificate.

@@ -101,14 +101,7 @@ pub(super) async fn check(
             None => f,
         }
     };
-    if let Some(missing) = network::missing_bridges(&ctx.networks).await.map_err(problem)?.first() {
-        let needed = capture.networks();
-        if needed.contains(missing) {
-            let text = format!("the bridge of network {missing} does not exist on {host}");
-            return Err(refuse(text)
-                .hint(format!("create it, or correct [networks.{missing}] in transhipd.toml of {host}")));
-        }
-    }
+    network::check_fit(&capture, &ctx.networks).await.map_err(problem)?;
     let conflicts = network::conflicts(&ctx.networks, &capture, PROBE).await.map_err(problem)?;
     if let Some(c) = conflicts.first() {
         let text = format!(
