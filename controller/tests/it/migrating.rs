@@ -7,6 +7,9 @@ use crate::commands::{refuse, row, say};
 use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tranship::client::Agent;
+use tranship::follow::{Follow, Interrupts};
+use tranship::progress::{Lines, Subject};
 use tranship_proto::control::{Reply, Request};
 use tranship_proto::ids::{Epoch, MigrationId};
 use tranship_proto::status::{
@@ -246,18 +249,45 @@ fn the_same_over_quic_and_with_an_orderly_end() {
 
 #[test]
 fn an_agent_that_stays_away_ends_the_watching_but_not_the_migration() {
+    // Through the library: the command itself looks for half a minute.
     let local = Local::new();
-    let running = fake(|| vec![accepted(), Step::Wait(50_000)], no_watch).on_socket(&local.socket());
-    let args =
-        ["migrate", "web", "--to", "host-b", "--socket", local.socket().to_str().unwrap()].map(str::to_owned);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let command = start(TRANSHIP, &args);
-    std::thread::sleep(Duration::from_millis(800));
-    drop(running);
-    let r = command
-        .finish()
-        .expect(5, &["cannot reach the agent", "follow it with `tranship watch 1f2e3d4c` on host-a"]);
-    assert!((25..45).contains(&r.took.as_secs()), "{r:#?}");
+    let running =
+        fake(Vec::new, |_| vec![finished(1, Phase::Reserve), Step::Wait(50_000)]).on_socket(&local.socket());
+    let subject = Subject {
+        migration: id(),
+        container: "web".into(),
+        source: "host-a".into(),
+        destination: "host-b".into(),
+    };
+    let mut shown = Vec::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        drop(running);
+    });
+    let begun = std::time::Instant::now();
+    let error = runtime.block_on(async {
+        let mut interrupts = Interrupts::new().unwrap();
+        let follow = Follow {
+            agent: Agent::local(local.socket()).into(),
+            subject: &subject,
+            view: &mut Lines::new(&mut shown),
+            interrupts: &mut interrupts,
+            seen: 0,
+            search: Duration::from_secs(2),
+        };
+        follow.run(None).await.unwrap_err()
+    });
+    killer.join().unwrap();
+    assert!((2..8).contains(&begun.elapsed().as_secs()));
+    assert_eq!((error.code(), error.migration), (5, Some(id())));
+    let text = error.to_text();
+    assert!(
+        text.contains("cannot reach the agent") && text.contains("`tranship watch 1f2e3d4c` on host-a"),
+        "{text}"
+    );
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("  reserve") && shown.contains("the migration goes on, trying"), "{shown}");
 }
 
 #[test]
