@@ -4,7 +4,6 @@ use crate::agent::{Fake, Step};
 use crate::certs::{Leaf, TestCa};
 use crate::command::{MIGRATE, Result, TRANSHIP, start, tranship};
 use crate::commands::{refuse, row, say};
-use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tranship::client::Agent;
@@ -20,11 +19,11 @@ fn id() -> MigrationId {
     "0199aaaa-0000-7000-8000-00001f2e3d4c".parse().unwrap()
 }
 
-fn event(seq: u64, body: EventBody) -> Step {
+pub fn event(seq: u64, body: EventBody) -> Step {
     Step::Say(Reply::Event(Event { migration: id(), seq, at_unix_ms: 1_000, body }))
 }
 
-fn accepted() -> Step {
+pub fn accepted() -> Step {
     Step::Say(Reply::Accepted { migration: id() })
 }
 
@@ -36,7 +35,7 @@ fn finished(seq: u64, phase: Phase) -> Step {
     event(seq, EventBody::PhaseDone { phase, micros: 1_000, note: "well".into() })
 }
 
-fn done(seq: u64) -> Step {
+pub fn done(seq: u64) -> Step {
     let summary = Summary {
         phases_us: vec![("reserve".into(), 1_000)],
         total_us: 2_000_000,
@@ -48,7 +47,7 @@ fn done(seq: u64) -> Step {
     event(seq, EventBody::Done { summary })
 }
 
-fn failed(seq: u64, reason: Reason) -> Step {
+pub fn failed(seq: u64, reason: Reason) -> Step {
     let failure = Failure::new(reason, Side::Destination, "the restore of web failed").phase(Phase::Prepare);
     event(seq, EventBody::Failed { failure })
 }
@@ -71,7 +70,7 @@ fn status(state: Progressing) -> Reply {
 }
 
 /// An agent that has `web` and answers Migrate and Watch as told.
-fn fake(
+pub fn fake(
     migrate: impl Fn() -> Vec<Step> + Send + Sync + 'static,
     watch: impl Fn(u64) -> Vec<Step> + Send + Sync + 'static,
 ) -> Fake {
@@ -85,20 +84,20 @@ fn fake(
     })
 }
 
-fn no_watch(_: u64) -> Vec<Step> {
+pub fn no_watch(_: u64) -> Vec<Step> {
     refuse(Reason::Internal, "nobody should watch")
 }
 
-struct Local {
+pub struct Local {
     dir: tempfile::TempDir,
 }
 
 impl Local {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    pub fn socket(&self) -> std::path::PathBuf {
         self.dir.path().join("s")
     }
 
@@ -300,77 +299,6 @@ fn events_of_another_migration_are_an_error() {
     };
     let steps = move || vec![accepted(), Step::Say(Reply::Event(other.clone()))];
     Local::new().migrate(&fake(steps, no_watch), &[]).expect(255, &["answered with Event where Event"]);
-}
-
-/// Starts a migration, waits until it is shown, and hands the command over.
-fn interrupted(fake: &Fake, act: impl FnOnce(&crate::command::Started)) -> Result {
-    let local = Local::new();
-    let _running = fake.on_socket(&local.socket());
-    let args =
-        ["migrate", "web", "--to", "host-b", "--socket", local.socket().to_str().unwrap()].map(str::to_owned);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let mut command = start(TRANSHIP, &args);
-    let mut err = BufReader::new(command.child.stderr.take().unwrap());
-    let mut first = String::new();
-    err.read_line(&mut first).unwrap();
-    assert!(first.starts_with("moving web"), "{first}");
-    act(&command);
-    // The rest of stderr still has to be read.
-    let rest = std::thread::spawn(move || {
-        let mut text = String::new();
-        std::io::Read::read_to_string(&mut err, &mut text).unwrap();
-        text
-    });
-    command.child.stderr = Some(empty_pipe());
-    let mut result = command.finish();
-    result.err = first + &rest.join().unwrap();
-    result
-}
-
-fn empty_pipe() -> std::process::ChildStderr {
-    let mut child =
-        std::process::Command::new("/bin/true").stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let pipe = child.stderr.take().unwrap();
-    child.wait().unwrap();
-    pipe
-}
-
-fn is_cancel(r: &Request) -> bool {
-    matches!(r, Request::Cancel { .. })
-}
-
-#[test]
-fn the_first_interrupt_cancels() {
-    let fake = fake(|| vec![accepted(), Step::Until(is_cancel), failed(1, Reason::Cancelled)], no_watch);
-    let r = interrupted(&fake, |c| c.signal("-INT"));
-    r.expect(7, &["asking for cancellation; Ctrl-C again", "web runs on host-a as before"]);
-}
-
-#[test]
-fn an_interrupt_that_comes_too_late_says_so_and_the_migration_is_watched_to_its_end() {
-    let fake = Fake::new("host-a", |r| match r {
-        Request::List => say(Reply::Containers(vec![row("web", "host-a", "running")])),
-        Request::Migrate(_) => vec![accepted(), Step::Until(is_cancel), Step::Wait(300), done(1)],
-        _ => refuse(Reason::TooLate, "committed"),
-    });
-    interrupted(&fake, |c| c.signal("-INT")).expect(0, &["too late to cancel", "web runs on host-b"]);
-}
-
-#[test]
-fn the_second_interrupt_leaves_and_so_does_a_termination() {
-    let slow = || vec![accepted(), Step::Wait(50_000)];
-    let r = interrupted(&fake(slow, no_watch), |c| {
-        c.signal("-INT");
-        std::thread::sleep(Duration::from_millis(500));
-        c.signal("-INT");
-    });
-    r.expect(
-        130,
-        &["detached: cancellation was asked for", "follow it with `tranship watch 1f2e3d4c` on host-a"],
-    );
-    let one = fake(slow, no_watch);
-    interrupted(&one, |c| c.signal("-TERM")).expect(130, &["detached: the migration goes on"]);
-    assert!(!one.requests().iter().any(is_cancel));
 }
 
 #[test]
