@@ -205,6 +205,8 @@ impl Fleet {
         };
         let everywhere = match (self.ask_all(&Request::List).await, here) {
             (Ok(answers), _) => answers,
+            // A broken configuration is not to pass for an empty inventory.
+            (Err(e), _) if e.failure.reason != Reason::Unreachable => return Err(e),
             // No inventory beyond this host: its own answer is the whole truth.
             (Err(_), Ok(host)) => return Err(unknown_container(name, &host, &seen)),
             (Err(_), Err(e)) => return Err(e.into()),
@@ -248,7 +250,8 @@ impl Fleet {
             }
             (None, _) => {
                 let names: Vec<String> = silent.iter().map(|(h, _)| h.to_string()).collect();
-                let text = format!("container {name} was not found, and {} did not answer", names.join(", "));
+                let text =
+                    format!("container {name} was not found, and {} could not be asked", names.join(", "));
                 let reason = silent.first().map_or(Reason::Unreachable, |(_, e)| e.failure.reason);
                 let mut error = Error::new(reason, text);
                 error.causes =

@@ -42,15 +42,16 @@ impl Output {
 
     /// One line (or several) of text on stdout, whatever the format.
     ///
-    /// A reader that has gone away is no error: what this command watches goes on without it.
-    pub fn text(self, line: &str) {
+    /// A reader that has gone away is no error: what this command watches goes on without it. The
+    /// answer is whether somebody still reads.
+    pub fn text(self, line: &str) -> bool {
         let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
     }
 
     /// One JSON object on stdout: `{"schema":1,"type":kind, ...fields}`.
-    pub fn json(self, kind: &str, fields: &Value) {
-        self.text(&object(kind, fields).to_string());
+    pub fn json(self, kind: &str, fields: &Value) -> bool {
+        self.text(&object(kind, fields).to_string())
     }
 
     /// The JSON object with `value` under `name`, or the text that `text` makes.
@@ -60,18 +61,16 @@ impl Output {
         name: &str,
         value: &T,
         text: impl FnOnce() -> String,
-    ) {
+    ) -> bool {
         if self.is_json() {
             // These types serialize without error: they have string keys and finite numbers.
             let value = serde_json::to_value(value).unwrap_or(Value::Null);
             let mut fields = Map::new();
             fields.insert(name.to_owned(), value);
-            self.json(kind, &Value::Object(fields));
+            self.json(kind, &Value::Object(fields))
         } else {
             let text = text();
-            if !text.is_empty() {
-                self.text(&text);
-            }
+            text.is_empty() || self.text(&text)
         }
     }
 }
@@ -172,6 +171,11 @@ pub fn micros(us: u64) -> String {
     }
 }
 
+/// A time to wait for people: `3 s`, `2 min 03 s`.
+pub fn seconds(s: u64) -> String {
+    if s < 60 { format!("{s} s") } else { micros(s.saturating_mul(1_000_000)) }
+}
+
 /// A wall clock time in the local zone.
 pub fn time(unix_ms: i64) -> String {
     match jiff::Timestamp::from_millisecond(unix_ms) {
@@ -196,6 +200,7 @@ mod tests {
         assert_eq!(micros(1_240_000), "1.24 s");
         assert_eq!(micros(123_000_000), "2 min 03 s");
         assert_eq!(micros(u64::MAX), "5124095576 h 01 min");
+        assert_eq!((seconds(59), seconds(60)), ("59 s".into(), "1 min 00 s".into()));
         assert_eq!(time(i64::MAX), "?");
     }
 

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -74,7 +74,7 @@ impl Recipe {
         hasher.finalize().to_hex()[..16].to_owned()
     }
 
-    fn build(&self, target: &Path, progress: &dyn Progress) -> Result<()> {
+    fn build(&self, target: &Path, lock: &File, progress: &dyn Progress) -> Result<()> {
         let key = self.key();
         require("debootstrap")?;
         let work = make_dir(cache_dir().join("build"))?.join(&key);
@@ -86,7 +86,7 @@ impl Recipe {
             log.display()
         ));
         let started = Instant::now();
-        if let Err(e) = self.run_script(&work, &log, progress) {
+        if let Err(e) = self.run_script(&work, &log, lock, progress) {
             return match discard(&work) {
                 Ok(()) => Err(e),
                 Err(left) => Err(LabError::System {
@@ -102,16 +102,19 @@ impl Recipe {
         Ok(())
     }
 
-    fn run_script(&self, work: &Path, log: &Path, progress: &dyn Progress) -> Result<()> {
+    fn run_script(&self, work: &Path, log: &Path, lock: &File, progress: &dyn Progress) -> Result<()> {
         let script = log.with_extension("sh");
         fs::write(&script, self.script).map_err(LabError::io("write", &script))?;
         let output = File::create(log).map_err(LabError::io("create", log))?;
         let errors = output.try_clone().map_err(LabError::io("open", log))?;
+        // The script keeps the lock as its (empty) input: if this process is killed, nobody else
+        // builds in the same place before the script's last program has ended.
+        let lock = lock.try_clone().map_err(LabError::system("share the lock"))?;
         let mut child = Command::new("bash")
             .arg(&script)
             .arg(work)
             .args(&self.packages)
-            .stdin(Stdio::null())
+            .stdin(lock)
             .stdout(output)
             .stderr(errors)
             .spawn()
@@ -144,10 +147,10 @@ pub fn host_rootfs(progress: &dyn Progress) -> Result<PathBuf> {
     let recipe = Recipe::host();
     let path = host_rootfs_path();
     if !path.exists() {
-        let _lock = lock(&recipe.key(), &recipe.what, progress)?;
+        let lock = lock(&recipe.key(), &recipe.what, progress)?;
         if !path.exists() {
             make_dir(cache_dir().join("hosts"))?;
-            recipe.build(&path, progress)?;
+            recipe.build(&path, &lock, progress)?;
         }
     }
     Ok(path)
@@ -174,11 +177,11 @@ pub fn build(name: &str, packages: &[String], progress: &dyn Progress) -> Result
     if current(&recipe.key()) {
         return Ok(path);
     }
-    let _lock = lock(name, &recipe.what, progress)?;
+    let lock = lock(name, &recipe.what, progress)?;
     if !current(&recipe.key()) {
         let record = record_file(name)?;
         let _ = fs::remove_file(&record);
-        recipe.build(&path, progress)?;
+        recipe.build(&path, &lock, progress)?;
         write_json(&record, &Image { name: name.to_owned(), key: recipe.key(), packages: recipe.packages })?;
     }
     Ok(path)
@@ -248,7 +251,13 @@ fn make_dir(path: PathBuf) -> Result<PathBuf> {
 /// One builder of a thing at a time; the others wait and find it built.
 fn lock(key: &str, what: &str, progress: &dyn Progress) -> Result<File> {
     let path = make_dir(cache_dir().join("lock"))?.join(key);
-    let file = File::create(&path).map_err(LabError::io("create", &path))?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .map_err(LabError::io("create", &path))?;
     if file.try_lock().is_err() {
         progress.step(&format!("waiting for another build of the {what}"));
         file.lock().map_err(LabError::io("lock", &path))?;

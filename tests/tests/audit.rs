@@ -194,6 +194,12 @@ const PLANTS: &[Plant] = &[
         "rm -r /var/lib/tranship/incoming",
     ),
     plant(
+        Kind::TemporaryData,
+        "/run/tranship/exits/old",
+        "mkdir -p /run/tranship/exits; echo 0 > /run/tranship/exits/old",
+        "rm -r /run/tranship/exits",
+    ),
+    plant(
         Kind::ContainerNotRunning,
         "/var/lib/tranship/containers/old",
         "mkdir /var/lib/tranship/containers/old",

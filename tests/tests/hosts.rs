@@ -161,3 +161,84 @@ fn down_finds_everything_after_a_kill_at_any_moment() {
         assert_eq!(traces("killtest"), Vec::<String>::new(), "killed after {wait:?}");
     }
 }
+
+/// Stands in for the agent: listens at its socket, says a word, ends on SIGTERM.
+const FAKE_AGENT: &str = r#"#!/bin/bash
+mkdir -p /run/tranship
+grep -q 'host = "host-' /etc/tranship/transhipd.toml || exit 3
+[ -e /srv/broken ] && { echo cannot start; exit 4; }
+exec -a transhipd perl -MIO::Socket::UNIX -e '
+unlink "/run/tranship/agent.sock";
+my $s = IO::Socket::UNIX->new(Local => "/run/tranship/agent.sock", Listen => 5) or die;
+$| = 1; print "agent listens\n";
+$SIG{TERM} = sub { print "agent ends\n"; exit 0 };
+while (1) { $s->accept }'
+"#;
+
+#[test]
+fn agents_are_started_killed_and_stopped() {
+    if !root() {
+        return;
+    }
+    let name = LabName::new("agenttest").unwrap();
+    teardown::down(&name).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for program in ["transhipd", "tranship"] {
+        let path = dir.path().join(program);
+        fs::write(&path, FAKE_AGENT).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let lab = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tranship-lab"))
+            .args(args)
+            .env("TRANSHIP_LAB", "agenttest")
+            .env("TRANSHIP_LAB_BIN", dir.path())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let outcome = std::panic::catch_unwind(|| {
+        let (code, text) = lab(&["up"]);
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("criu 4.") && text.contains("runc 1.") && text.contains("conmon 2."), "{text}");
+        let host = Lab::attach(&name).unwrap().host("host-b");
+        let first = host.agent_pid().unwrap().expect("the agent runs");
+        assert_eq!(lab(&["start", "host-b", "agent"]).0, Some(1), "it runs already");
+        assert_eq!(lab(&["kill", "host-b", "agent"]).0, Some(0));
+        assert_eq!(host.agent_pid().unwrap(), None);
+        assert_eq!(lab(&["start", "host-b", "agent"]).0, Some(0));
+        assert_ne!(host.agent_pid().unwrap(), Some(first));
+        assert_eq!(lab(&["stop", "host-b", "agent"]).0, Some(0));
+        let (_, log) = lab(&["logs", "host-b"]);
+        assert_eq!(log, "agent listens\nagent listens\nagent ends\n");
+        host.run(["touch", "/srv/broken"]).unwrap().ok().unwrap();
+        let (code, text) = lab(&["start", "host-b", "agent"]);
+        assert!(code == Some(1) && text.contains("cannot start"), "{text}");
+        assert_eq!(lab(&["enter", "host-a", "--", "sh", "-c", "kill -9 $$"]).0, Some(137));
+        assert_eq!(lab(&["enter", "host-a", "--", "test", "-x", "/usr/local/bin/migrate"]).0, Some(0));
+        assert_eq!(lab(&["client", "--", "sh", "-c", "command -v migrate >/dev/null; exit $?"]).0, Some(0));
+        let (code, text) = lab(&["audit"]);
+        assert_eq!(code, Some(0), "{text}");
+    });
+    let (code, text) = lab(&["down"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(traces("agenttest"), Vec::<String>::new());
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn programs_that_are_not_built_are_named_with_a_hint() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("tranship-lab");
+    fs::copy(env!("CARGO_BIN_EXE_tranship-lab"), &program).unwrap();
+    let output = Command::new(&program).args(["up", "--name", "nobin"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("transhipd") && text.contains("cargo build --workspace"), "{text}");
+    assert_eq!(traces("nobin"), Vec::<String>::new());
+}

@@ -18,6 +18,7 @@ use tranship_proto::registry::Message;
 use tranship_proto::status::{
     ContainerRow, Failure, HostInfo, HostRow, MigrationStatus, Progressing, Reason, Side,
 };
+use tranship_proto::status::{Event, EventBody};
 
 /// How long a host may take to say what it is.
 const HOST_PATIENCE: Duration = Duration::from_secs(3);

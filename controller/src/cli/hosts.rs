@@ -5,14 +5,13 @@ use crate::error::Error;
 use crate::exit;
 use crate::fleet::hosts_of;
 use crate::output::{bytes, clean_line, micros, table};
-use std::time::Instant;
 use tranship_proto::control::{Reply, Request};
 use tranship_proto::status::HostRow;
 
 /// List the hosts of the fleet and what they can do
 ///
-/// The local agent is asked for its inventory and asks each host. Without a local agent, or when
-/// the configuration has hosts of its own, each is asked from here.
+/// The local agent (or that of --host) asks each host of its inventory. Without a local agent the
+/// hosts of the configuration are asked from here.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  tranship hosts\n  tranship hosts --output json\n")]
 pub struct Hosts {}
@@ -37,7 +36,6 @@ impl Hosts {
 
 async fn from_here(context: &Context) -> Result<Vec<HostRow>, Error> {
     let entries = context.fleet.inventory().await?;
-    let begun = Instant::now();
     let answers = context.fleet.ask_all(&Request::HostInfo).await?;
     let rows = entries.into_iter().zip(answers).map(|(entry, (name, answer))| {
         let (info, problem) = match answer {
@@ -45,8 +43,8 @@ async fn from_here(context: &Context) -> Result<Vec<HostRow>, Error> {
             Ok((agent, other)) => (None, Some(agent.unexpected(&other, "HostInfo").to_string())),
             Err(e) => (None, Some(e.failure.message)),
         };
-        let rtt_us = info.as_ref().and_then(|_| u64::try_from(begun.elapsed().as_micros()).ok());
-        HostRow { name, address: entry.address, rtt_us, info, problem }
+        // The time taken would include the handshake: not a round trip.
+        HostRow { name, address: entry.address, rtt_us: None, info, problem }
     });
     Ok(rows.collect())
 }

@@ -149,7 +149,8 @@ fn report(output: Output, kind: &str, name: &str, dir: &Path, [pem, key]: [&str;
             "kind": kind, "name": name, "cert": pem.to_string_lossy(), "key": key.to_string_lossy(),
             "not_after_unix_s": issued.not_after,
         });
-        return output.json("certificate", &fields);
+        output.json("certificate", &fields);
+        return;
     }
     let until = crate::output::time(issued.not_after.saturating_mul(1000));
     output.text(&format!(

@@ -64,7 +64,9 @@ impl Status {
                     // Clears the screen and goes to its top left corner.
                     let _ = std::io::stdout().write_all(b"\x1b[H\x1b[2J");
                 }
-                context.output.show("migrations", "migrations", &rows, || text(&rows, one));
+                if !context.output.show("migrations", "migrations", &rows, || text(&rows, one)) {
+                    break;
+                }
             }
             if !self.watch || (one && rows.iter().all(|r| !is_open(r.state))) {
                 break;

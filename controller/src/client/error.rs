@@ -115,6 +115,14 @@ pub enum ClientError {
         /// Its words.
         why: String,
     },
+    /// The agent does not accept who this is.
+    #[error("{peer} does not accept the certificate of this operator: {why}")]
+    NotAccepted {
+        /// Who.
+        peer: String,
+        /// Its words.
+        why: String,
+    },
     /// Reading or writing failed.
     #[error("cannot {what} {peer}")]
     Io {
@@ -156,7 +164,9 @@ impl ClientError {
             | Self::Closed { .. }
             | Self::Io { .. }
             | Self::Silent { .. } => Reason::Unreachable,
-            Self::Tls { .. } | Self::Material { .. } | Self::WrongHost { .. } => Reason::NotAuthorized,
+            Self::Tls { .. } | Self::NotAccepted { .. } | Self::Material { .. } | Self::WrongHost { .. } => {
+                Reason::NotAuthorized
+            }
             Self::Version { .. } => Reason::Version,
             Self::Wire { .. } | Self::Unexpected { .. } => Reason::Internal,
             Self::Request { .. } => Reason::BadRequest,
@@ -198,6 +208,9 @@ impl ClientError {
                 "set [tls] ca, cert and key in the configuration (--config); `tranship pki issue --operator NAME` \
                  makes them"
                     .into()
+            }
+            Self::NotAccepted { .. } => {
+                "use a certificate made by `tranship pki issue --operator NAME` and name it in [tls]".into()
             }
             Self::Version { .. } => "install the same tranship release on this machine and on that host".into(),
             Self::WrongHost { .. } => "correct the inventory: this address belongs to another host".into(),

@@ -97,6 +97,28 @@ mod tests {
     }
 
     #[test]
+    fn no_damage_to_a_stream_is_more_than_an_error() {
+        block(async {
+            let rows =
+                Message::from(Reply::Plan(vec!["one step".into(), "another".into()])).to_frame(1).unwrap();
+            let good = [&rows[..], &Message::from(Reply::End).to_frame(1).unwrap()].concat();
+            for at in 0..good.len() {
+                for flip in [1, 0x80, 0xff] {
+                    let mut bad = good.clone();
+                    bad[at] ^= flip;
+                    let mut reader = FrameReader::new(&bad[..], 1);
+                    // At most two messages can come out of two; the rest is an end or an error.
+                    for _ in 0..3 {
+                        if !matches!(reader.next("peer").await, Ok(Some(_))) {
+                            break;
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
     fn garbage_oversize_and_a_cut_frame_are_errors() {
         block(async {
             let frame = Message::from(Reply::End).to_frame(1).unwrap();

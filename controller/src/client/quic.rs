@@ -17,6 +17,8 @@ pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// freezes a container.
 const IDLE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// Code with which an agent closes a connection whose certificate has no role that it accepts.
+const NOT_ACCEPTED: VarInt = VarInt::from_u32(1);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
 
@@ -157,6 +159,9 @@ fn explain(
         },
         ConnectionError::ApplicationClosed(e) => {
             let words = clean_line(&String::from_utf8_lossy(&e.reason));
+            if e.error_code == NOT_ACCEPTED {
+                return ClientError::NotAccepted { peer: peer(), why: words };
+            }
             closed(if words.is_empty() { format!("code {}", e.error_code) } else { words })
         }
         ConnectionError::TimedOut => ClientError::NoAnswer { host: host.clone(), address: address.into() },

@@ -1,7 +1,7 @@
 //! A live line on a terminal: the phase under way with its bar; finished phases stay above it.
 
 use super::{Subject, View, heading, phase_line, seconds_left};
-use crate::output::{bytes, clean_line, micros};
+use crate::output::{bytes, clean_line, seconds};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 use tranship_proto::status::{Event, EventBody, Phase};
@@ -29,9 +29,9 @@ impl Bars {
 
     fn style(&mut self, with_total: bool) {
         let template = if with_total {
-            "  {prefix:<8} {spinner} [{bar:30}] {msg}"
+            "  {prefix:<8} {spinner} [{bar:24}] {wide_msg}"
         } else {
-            "  {prefix:<8} {spinner} {elapsed} {msg}"
+            "  {prefix:<8} {spinner} {elapsed} {wide_msg}"
         };
         self.with_total = with_total;
         // The templates are constants; should one not parse, the default style is shown.
@@ -50,7 +50,11 @@ impl Bars {
     }
 
     fn line(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        match self.phase {
+            // Nothing is drawn yet, and suspending would draw an empty bar.
+            None => eprintln!("{text}"),
+            Some(_) => self.bar.suspend(|| eprintln!("{text}")),
+        }
     }
 }
 
@@ -80,7 +84,7 @@ impl View for Bars {
                     words.push_str(&format!(", {}/s", bytes(*bytes_per_second)));
                 }
                 if let Some(left) = seconds_left(*done_bytes, total, *bytes_per_second) {
-                    words.push_str(&format!(", {} left", micros(left.saturating_mul(1_000_000))));
+                    words.push_str(&format!(", {} left", seconds(left)));
                 }
                 self.bar.set_message(words);
             }
@@ -99,7 +103,9 @@ impl View for Bars {
     }
 
     fn close(&mut self) {
-        self.bar.finish_and_clear();
+        if self.phase.take().is_some() {
+            self.bar.finish_and_clear();
+        }
     }
 }
 

@@ -102,7 +102,7 @@ mod tests {
         view.event(&event(1, body));
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "  copy     1.0 MiB of 2.0 MiB (50 %), 1.0 MiB/s, 1.00 s left\n"
+            "  copy     1.0 MiB of 2.0 MiB (50 %), 1.0 MiB/s, 1 s left\n"
         );
     }
 }

@@ -9,7 +9,7 @@ mod lines;
 pub use bars::Bars;
 pub use lines::Lines;
 
-use crate::output::{Output, bytes, clean_line, micros};
+use crate::output::{Output, bytes, clean_line, micros, seconds};
 use serde_json::{Map, Value, json};
 use std::io::IsTerminal;
 use tranship_proto::ids::MigrationId;
@@ -114,7 +114,7 @@ pub fn progress_words(done: u64, total: Option<u64>, rate: u64) -> String {
         text.push_str(&format!(", {}/s", bytes(rate)));
     }
     if let Some(left) = seconds_left(done, total, rate) {
-        text.push_str(&format!(", {} left", micros(left.saturating_mul(1_000_000))));
+        text.push_str(&format!(", {} left", seconds(left)));
     }
     text
 }
@@ -211,7 +211,7 @@ pub(crate) mod tests {
     fn progress_reads_well_with_any_numbers() {
         assert_eq!(
             progress_words(12 << 20, Some(300 << 20), 96 << 20),
-            "12.0 MiB of 300.0 MiB (4 %), 96.0 MiB/s, 3.00 s left"
+            "12.0 MiB of 300.0 MiB (4 %), 96.0 MiB/s, 3 s left"
         );
         assert_eq!(progress_words(5, None, 0), "5 B");
         assert_eq!(progress_words(u64::MAX, Some(1), 1), "16384.0 PiB of 1 B (100 %), 1 B/s");

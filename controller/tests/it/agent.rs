@@ -33,7 +33,7 @@ pub enum Greeting {
     NoShared(Vec<u16>),
     Raw(Vec<u8>),
     Nothing,
-    Close(&'static str),
+    Close(u32, &'static str),
 }
 
 type Script = Arc<dyn Fn(&Request) -> Vec<Step> + Send + Sync>;
@@ -79,7 +79,7 @@ impl Fake {
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 return false;
             }
-            Greeting::Close(_) => return false,
+            Greeting::Close(..) => return false,
         };
         w.write_all(&Message::from(welcome).to_frame(1).unwrap()).await.is_ok()
             && matches!(self.greeting, Greeting::Host(_))
@@ -157,8 +157,8 @@ impl Fake {
                 let fake = fake.clone();
                 tokio::spawn(async move {
                     let Ok(connection) = incoming.await else { return };
-                    if let Greeting::Close(words) = fake.greeting {
-                        connection.close(9u32.into(), words.as_bytes());
+                    if let Greeting::Close(code, words) = fake.greeting {
+                        connection.close(code.into(), words.as_bytes());
                         return;
                     }
                     let mut first = true;

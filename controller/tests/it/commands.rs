@@ -165,7 +165,7 @@ fn the_host_that_has_the_container_is_found() {
     assert_eq!(r.out.lines().count(), 6, "{r:#?}");
     drop(rc);
     run(&["ps", "--all-hosts"]).expect(3, &["host-c is missing here: host-c does not answer", "4242"]);
-    run(&["migrate", "webb", "--to", "host-c"]).expect(5, &["was not found, and host-c did not answer"]);
+    run(&["migrate", "webb", "--to", "host-c"]).expect(5, &["was not found, and host-c could not be asked"]);
     run(&["migrate", "web", "--to", "host-c", "--dry-run"]).expect(0, &["from host-b"]);
 }
 

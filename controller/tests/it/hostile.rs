@@ -78,7 +78,7 @@ fn garbage_as_greeting_and_silence() {
         (Greeting::Raw(reply), 255, "answered with Reply where Welcome"),
         (Greeting::Raw(foreign), 255, "protocol version 2"),
         (Greeting::NoShared(vec![]), 9, "none in common"),
-        (Greeting::Close(""), 5, "ended before its greeting"),
+        (Greeting::Close(0, ""), 5, "ended before its greeting"),
         (Greeting::Nothing, 5, "has not answered for 10 s"),
     ] {
         let _running = Fake::new("host-a", |_| vec![]).greeting(greeting).on_socket(&socket);

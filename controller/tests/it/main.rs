@@ -9,6 +9,7 @@ mod command;
 mod commands;
 mod help;
 mod hostile;
+mod interrupts;
 mod migrating;
 mod pki;
 mod tls;

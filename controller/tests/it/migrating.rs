@@ -4,9 +4,11 @@ use crate::agent::{Fake, Step};
 use crate::certs::{Leaf, TestCa};
 use crate::command::{MIGRATE, Result, TRANSHIP, start, tranship};
 use crate::commands::{refuse, row, say};
-use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tranship::client::Agent;
+use tranship::follow::{Follow, Interrupts};
+use tranship::progress::{Lines, Subject};
 use tranship_proto::control::{Reply, Request};
 use tranship_proto::ids::{Epoch, MigrationId};
 use tranship_proto::status::{
@@ -17,11 +19,11 @@ fn id() -> MigrationId {
     "0199aaaa-0000-7000-8000-00001f2e3d4c".parse().unwrap()
 }
 
-fn event(seq: u64, body: EventBody) -> Step {
+pub fn event(seq: u64, body: EventBody) -> Step {
     Step::Say(Reply::Event(Event { migration: id(), seq, at_unix_ms: 1_000, body }))
 }
 
-fn accepted() -> Step {
+pub fn accepted() -> Step {
     Step::Say(Reply::Accepted { migration: id() })
 }
 
@@ -33,7 +35,7 @@ fn finished(seq: u64, phase: Phase) -> Step {
     event(seq, EventBody::PhaseDone { phase, micros: 1_000, note: "well".into() })
 }
 
-fn done(seq: u64) -> Step {
+pub fn done(seq: u64) -> Step {
     let summary = Summary {
         phases_us: vec![("reserve".into(), 1_000)],
         total_us: 2_000_000,
@@ -45,7 +47,7 @@ fn done(seq: u64) -> Step {
     event(seq, EventBody::Done { summary })
 }
 
-fn failed(seq: u64, reason: Reason) -> Step {
+pub fn failed(seq: u64, reason: Reason) -> Step {
     let failure = Failure::new(reason, Side::Destination, "the restore of web failed").phase(Phase::Prepare);
     event(seq, EventBody::Failed { failure })
 }
@@ -68,7 +70,7 @@ fn status(state: Progressing) -> Reply {
 }
 
 /// An agent that has `web` and answers Migrate and Watch as told.
-fn fake(
+pub fn fake(
     migrate: impl Fn() -> Vec<Step> + Send + Sync + 'static,
     watch: impl Fn(u64) -> Vec<Step> + Send + Sync + 'static,
 ) -> Fake {
@@ -82,20 +84,20 @@ fn fake(
     })
 }
 
-fn no_watch(_: u64) -> Vec<Step> {
+pub fn no_watch(_: u64) -> Vec<Step> {
     refuse(Reason::Internal, "nobody should watch")
 }
 
-struct Local {
+pub struct Local {
     dir: tempfile::TempDir,
 }
 
 impl Local {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    pub fn socket(&self) -> std::path::PathBuf {
         self.dir.path().join("s")
     }
 
@@ -246,18 +248,45 @@ fn the_same_over_quic_and_with_an_orderly_end() {
 
 #[test]
 fn an_agent_that_stays_away_ends_the_watching_but_not_the_migration() {
+    // Through the library: the command itself looks for half a minute.
     let local = Local::new();
-    let running = fake(|| vec![accepted(), Step::Wait(50_000)], no_watch).on_socket(&local.socket());
-    let args =
-        ["migrate", "web", "--to", "host-b", "--socket", local.socket().to_str().unwrap()].map(str::to_owned);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let command = start(TRANSHIP, &args);
-    std::thread::sleep(Duration::from_millis(800));
-    drop(running);
-    let r = command
-        .finish()
-        .expect(5, &["cannot reach the agent", "follow it with `tranship watch 1f2e3d4c` on host-a"]);
-    assert!((25..45).contains(&r.took.as_secs()), "{r:#?}");
+    let running =
+        fake(Vec::new, |_| vec![finished(1, Phase::Reserve), Step::Wait(50_000)]).on_socket(&local.socket());
+    let subject = Subject {
+        migration: id(),
+        container: "web".into(),
+        source: "host-a".into(),
+        destination: "host-b".into(),
+    };
+    let mut shown = Vec::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        drop(running);
+    });
+    let begun = std::time::Instant::now();
+    let error = runtime.block_on(async {
+        let mut interrupts = Interrupts::new().unwrap();
+        let follow = Follow {
+            agent: Agent::local(local.socket()).into(),
+            subject: &subject,
+            view: &mut Lines::new(&mut shown),
+            interrupts: &mut interrupts,
+            seen: 0,
+            search: Duration::from_secs(2),
+        };
+        follow.run(None).await.unwrap_err()
+    });
+    killer.join().unwrap();
+    assert!((2..8).contains(&begun.elapsed().as_secs()));
+    assert_eq!((error.code(), error.migration), (5, Some(id())));
+    let text = error.to_text();
+    assert!(
+        text.contains("cannot reach the agent") && text.contains("`tranship watch 1f2e3d4c` on host-a"),
+        "{text}"
+    );
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("  reserve") && shown.contains("the migration goes on, trying"), "{shown}");
 }
 
 #[test]
@@ -270,77 +299,6 @@ fn events_of_another_migration_are_an_error() {
     };
     let steps = move || vec![accepted(), Step::Say(Reply::Event(other.clone()))];
     Local::new().migrate(&fake(steps, no_watch), &[]).expect(255, &["answered with Event where Event"]);
-}
-
-/// Starts a migration, waits until it is shown, and hands the command over.
-fn interrupted(fake: &Fake, act: impl FnOnce(&crate::command::Started)) -> Result {
-    let local = Local::new();
-    let _running = fake.on_socket(&local.socket());
-    let args =
-        ["migrate", "web", "--to", "host-b", "--socket", local.socket().to_str().unwrap()].map(str::to_owned);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let mut command = start(TRANSHIP, &args);
-    let mut err = BufReader::new(command.child.stderr.take().unwrap());
-    let mut first = String::new();
-    err.read_line(&mut first).unwrap();
-    assert!(first.starts_with("moving web"), "{first}");
-    act(&command);
-    // The rest of stderr still has to be read.
-    let rest = std::thread::spawn(move || {
-        let mut text = String::new();
-        std::io::Read::read_to_string(&mut err, &mut text).unwrap();
-        text
-    });
-    command.child.stderr = Some(empty_pipe());
-    let mut result = command.finish();
-    result.err = first + &rest.join().unwrap();
-    result
-}
-
-fn empty_pipe() -> std::process::ChildStderr {
-    let mut child =
-        std::process::Command::new("/bin/true").stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let pipe = child.stderr.take().unwrap();
-    child.wait().unwrap();
-    pipe
-}
-
-fn is_cancel(r: &Request) -> bool {
-    matches!(r, Request::Cancel { .. })
-}
-
-#[test]
-fn the_first_interrupt_cancels() {
-    let fake = fake(|| vec![accepted(), Step::Until(is_cancel), failed(1, Reason::Cancelled)], no_watch);
-    let r = interrupted(&fake, |c| c.signal("-INT"));
-    r.expect(7, &["asking for cancellation; Ctrl-C again", "web runs on host-a as before"]);
-}
-
-#[test]
-fn an_interrupt_that_comes_too_late_says_so_and_the_migration_is_watched_to_its_end() {
-    let fake = Fake::new("host-a", |r| match r {
-        Request::List => say(Reply::Containers(vec![row("web", "host-a", "running")])),
-        Request::Migrate(_) => vec![accepted(), Step::Until(is_cancel), Step::Wait(300), done(1)],
-        _ => refuse(Reason::TooLate, "committed"),
-    });
-    interrupted(&fake, |c| c.signal("-INT")).expect(0, &["too late to cancel", "web runs on host-b"]);
-}
-
-#[test]
-fn the_second_interrupt_leaves_and_so_does_a_termination() {
-    let slow = || vec![accepted(), Step::Wait(50_000)];
-    let r = interrupted(&fake(slow, no_watch), |c| {
-        c.signal("-INT");
-        std::thread::sleep(Duration::from_millis(500));
-        c.signal("-INT");
-    });
-    r.expect(
-        130,
-        &["detached: cancellation was asked for", "follow it with `tranship watch 1f2e3d4c` on host-a"],
-    );
-    let one = fake(slow, no_watch);
-    interrupted(&one, |c| c.signal("-TERM")).expect(130, &["detached: the migration goes on"]);
-    assert!(!one.requests().iter().any(is_cancel));
 }
 
 #[test]

@@ -130,13 +130,17 @@ fn versions_and_names_are_compared_after_the_handshake() {
     c.ask(&fake().greeting(Greeting::Host("host-z")), &c.fleet, &b, &c.fleet, &op)
         .expect(9, &["host-b says that it is host-z", "correct the inventory"]);
     c.ask(
-        &fake().greeting(Greeting::Close("this certificate is no operator\u{1b}[2J")),
+        &fake().greeting(Greeting::Close(0, "this certificate is no operator\u{1b}[2J")),
         &c.fleet,
         &b,
         &c.fleet,
         &op,
     )
     .expect(5, &["host-b closed the connection: this certificate is no operator\u{fffd}[2J"]);
+    c.ask(&fake().greeting(Greeting::Close(1, "no role in it")), &c.fleet, &b, &c.fleet, &op).expect(
+        9,
+        &["host-b does not accept the certificate of this operator: no role in it", "pki issue --operator"],
+    );
 }
 
 #[test]

@@ -9,6 +9,8 @@ use crate::host::Host;
 
 const TEMPORARY: [&str; 3] = ["/run/tranship/images", "/run/tranship/hooks", "/var/lib/tranship/incoming"];
 const CONTAINERS: &str = "/var/lib/tranship/containers";
+/// Where conmon records how a container ended.
+const EXITS: &str = "/run/tranship/exits";
 /// More names than any root file system of the lab has.
 const MAX_ENTRIES: usize = 2_000_000;
 
@@ -30,6 +32,15 @@ pub(super) fn check(
                 Kind::ContainerNotRunning,
                 format!("{CONTAINERS}/{name}"),
                 "no runtime runs a container of this name",
+            );
+        }
+    }
+    for name in names(&host.path(EXITS)) {
+        if !running.contains(name.as_str()) && !options.allow_stopped {
+            report.add(
+                Kind::TemporaryData,
+                format!("{EXITS}/{name}"),
+                "exit status of a container that does not run",
             );
         }
     }
