@@ -11,6 +11,7 @@ pub mod memory;
 pub mod migrate;
 pub mod network;
 pub mod runtime;
+pub mod storage;
 pub mod transport;
 
 /// Name and version, as told to peers.

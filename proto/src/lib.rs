@@ -21,4 +21,5 @@ pub mod ids;
 pub mod network;
 pub mod registry;
 pub mod status;
+pub mod tree;
 pub mod version;
