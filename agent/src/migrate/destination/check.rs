@@ -202,7 +202,7 @@ fn room(ctx: &Context, offer: &Offer) -> Result<u64, Failure> {
     let reserve = ctx.config.limits.disk_reserve_mib << 20;
     if files.saturating_add(reserve) > free {
         let text = format!(
-            "not enough disk on {host}: the container's files take {}, {} are free, {} stay reserved",
+            "not enough disk space on {host}: the container's files take {}, {} are free, {} stay reserved",
             bytes(files),
             bytes(free),
             bytes(reserve)

@@ -206,9 +206,8 @@ impl Work {
             let image_dir = self.image_dir();
             let request = RestoreRequest { work_dir: image_dir.join("work"), image_dir };
             let mut handle = self.ctx.engine.restore(arrival, &request).await.map_err(engine)?;
-            let held = handle.held(limit).await.map_err(engine);
+            handle.held(limit).await.map_err(engine)?;
             *self.handle.lock().await = Some(handle);
-            held?;
             tracing::info!(
                 verify_us = verified.as_micros(),
                 restore_us = (start.elapsed() - verified).as_micros(),

@@ -25,6 +25,8 @@ use tranship_proto::status::{
 
 /// How often a grant, or the word that the source is clean, is repeated.
 const REPEAT: Duration = Duration::from_secs(1);
+/// How long the destination may take to clean up after a failure before the failure is told.
+const CLEAN: Duration = Duration::from_secs(10);
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -422,8 +424,34 @@ impl Driver {
         });
     }
 
-    async fn finish(&mut self, failure: Option<Failure>) {
+    /// After going back, waits a little for the destination's word that nothing is left there.
+    async fn wait_clean(&mut self) -> Option<&'static str> {
+        self.link.as_ref()?;
+        let deadline = tokio::time::Instant::now() + CLEAN;
+        loop {
+            let input = tokio::time::timeout_at(deadline, self.inputs.recv()).await;
+            match input {
+                Err(_) => return Some("the destination has not said yet that it is clean"),
+                Ok(None) => return None,
+                Ok(Some(Input::Link(LinkEvent { what: LinkWord::Message(Handoff::Aborted), .. }))) => {
+                    return None;
+                }
+                Ok(Some(Input::Link(LinkEvent { what: LinkWord::Lost(_), .. }))) => {
+                    return Some("the connection was lost before the destination said that it is clean");
+                }
+                Ok(Some(Input::Cancel(reply))) => self.cancels.push(reply),
+                Ok(Some(_)) => {}
+            }
+        }
+    }
+
+    async fn finish(&mut self, mut failure: Option<Failure>) {
         self.leave_phase();
+        if let Some(f) = failure.as_mut().filter(|f| f.reason != Reason::InDoubt)
+            && let Some(note) = self.wait_clean().await
+        {
+            f.message = format!("{}; {note}", f.message);
+        }
         self.summary.total_us = as_us(self.started.elapsed());
         self.progress.totals(&mut self.summary);
         let mut status = self.status.borrow().clone();

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::engine::{Container, ContainerState};
 use crate::migrate::progress::Shared;
 use crate::network::{self, Netns, PacketWatch, Port};
-use crate::storage::{Suspects, TreeLimits, TreeSource, shared_writable_files};
+use crate::storage::{self, Suspects, TreeLimits, TreeSource, shared_writable_files};
 use crate::transport::endpoint::Connection;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -274,8 +274,9 @@ impl Work {
             shared_writable_files(&pids).map_err(|e| failed("look for files that are mapped", &e, None))?;
         let suspects = Arc::new(suspects);
         let trees = std::mem::take(&mut self.trees);
+        let phase = if last { storage::Phase::Frozen } else { storage::Phase::Running };
         for tree in trees {
-            let tree = self.pass(tree, suspects.clone()).await?;
+            let tree = self.pass(tree, phase, suspects.clone()).await?;
             self.trees.push(tree);
         }
         if last {
@@ -301,7 +302,12 @@ impl Work {
         }
     }
 
-    async fn pass(&self, mut tree: Tree, suspects: Arc<Suspects>) -> Result<Tree, Failure> {
+    async fn pass(
+        &self,
+        mut tree: Tree,
+        phase: storage::Phase,
+        suspects: Arc<Suspects>,
+    ) -> Result<Tree, Failure> {
         let connection = self.connection()?;
         let pass = tree.passes + 1;
         let index = tree.index;
@@ -310,7 +316,7 @@ impl Work {
         let meter = self.meter.clone();
         let worked = tokio::task::spawn_blocking(move || {
             let mut sink = sink;
-            match tree.source.pass(&suspects, &mut sink, &meter.stop) {
+            match tree.source.pass(phase, &suspects, &mut sink, &meter.stop) {
                 Ok(stats) => {
                     sink.finish().map_err(|e| failed("send files", &e, None))?;
                     meter.file_bytes.fetch_add(stats.data_bytes, Ordering::Relaxed);
