@@ -378,10 +378,11 @@ impl Work {
             None => trouble = Some(f),
         };
         self.trees.clear();
-        if !self.ports.is_empty() && self.netns.exists() {
-            if let Err(e) = network::unfence(&self.netns, &self.ports).await {
-                keep(failed("open the fence again", &e, e.hint().map(str::to_owned)));
-            }
+        if !self.ports.is_empty()
+            && self.netns.exists()
+            && let Err(e) = network::unfence(&self.netns, &self.ports).await
+        {
+            keep(failed("open the fence again", &e, e.hint().map(str::to_owned)));
         }
         if self.meter.marks.lock().is_ok_and(|m| m.frozen.is_some())
             && let Err(e) = self.ctx.runtime.thaw(self.name().as_str(), FREEZE_LIMIT).await
