@@ -84,11 +84,11 @@ impl RestoreHandle {
             match &mut self.sync {
                 Some(sync) => tokio::select! {
                     biased;
-                    pid = held.held() => Ok(pid),
+                    pid = held.held() => pid.map_err(|e| Some(e.into())),
                     // Only a failure comes before the hold.
                     end = sync.pid() => Err(end.err()),
                 },
-                None => Ok(held.held().await),
+                None => held.held().await.map_err(|e| Some(e.into())),
             }
         })
         .await;

@@ -48,6 +48,7 @@ struct Hold {
     connected: usize,
     decision: Option<Decision>,
     acknowledged: bool,
+    forgotten: bool,
 }
 
 type Register = Mutex<HashMap<MigrationId, watch::Sender<Hold>>>;
@@ -93,9 +94,12 @@ impl HookServer {
         HeldHandle { migration, hold }
     }
 
-    /// Removes a migration from the register. A script that still waits for it keeps waiting.
+    /// Removes a migration from the register and closes its connections. A script that still waits for it
+    /// keeps waiting.
     pub fn forget(&self, migration: MigrationId) {
-        lock(&self.register).remove(&migration);
+        if let Some(hold) = lock(&self.register).remove(&migration) {
+            hold.send_modify(|h| h.forgotten = true);
+        }
     }
 }
 
@@ -150,7 +154,7 @@ async fn serve(stream: UnixStream, register: Arc<Register>) {
     let mut changes = hold.subscribe();
     let mut rest = String::new();
     let decision = tokio::select! {
-        hold = changes.wait_for(|h| h.decision.is_some()) => hold.ok().and_then(|h| h.decision),
+        hold = changes.wait_for(|h| h.decision.is_some() || h.forgotten) => hold.ok().filter(|h| !h.forgotten).and_then(|h| h.decision),
         // The script says nothing until it is told something: its end, then.
         _ = read.read_line(&mut rest) => None,
     };
@@ -184,16 +188,10 @@ impl HeldHandle {
     /// Waits until the restore is held; returns the host pid of the container's first process.
     ///
     /// Cancel safe.
-    pub async fn held(&self) -> i32 {
-        loop {
-            let mut changes = self.hold.subscribe();
-            if let Ok(hold) = changes.wait_for(|h| h.pid.is_some()).await
-                && let Some(pid) = hold.pid
-            {
-                return pid;
-            }
-            tokio::task::yield_now().await;
-        }
+    pub async fn held(&self) -> Result<i32, HookError> {
+        let mut changes = self.hold.subscribe();
+        let hold = changes.wait_for(|h| h.pid.is_some() || h.forgotten).await;
+        hold.ok().and_then(|h| h.pid).ok_or(HookError::Forgotten(self.migration))
     }
 
     /// Whether the script is connected at this moment.
@@ -215,13 +213,22 @@ impl HeldHandle {
     }
 
     async fn decide(&self, decision: Decision) -> Result<(), HookError> {
-        let mut told = decision;
-        self.hold.send_modify(|h| told = *h.decision.get_or_insert(decision));
-        if told != decision {
-            return Err(HookError::Decided { migration: self.migration, told });
+        let mut told = None;
+        self.hold.send_modify(|h| {
+            // Whoever forgot the hold counts on it never being decided.
+            told = if h.forgotten { None } else { Some(*h.decision.get_or_insert(decision)) };
+        });
+        match told {
+            None => return Err(HookError::Forgotten(self.migration)),
+            Some(told) if told != decision => {
+                return Err(HookError::Decided { migration: self.migration, told });
+            }
+            Some(_) => {}
         }
         let mut changes = self.hold.subscribe();
-        let done = changes.wait_for(|h| h.acknowledged).await.map(drop);
-        done.map_err(|_| HookError::Forgotten(self.migration))
+        match changes.wait_for(|h| h.acknowledged || h.forgotten).await {
+            Ok(hold) if hold.acknowledged => Ok(()),
+            _ => Err(HookError::Forgotten(self.migration)),
+        }
     }
 }
