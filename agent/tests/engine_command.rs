@@ -1,4 +1,5 @@
 //! The runner of child processes: what it captures, bounds, kills and leaves alone.
+#![allow(clippy::unwrap_used)]
 
 use std::io::Read;
 use std::path::Path;

@@ -1,4 +1,5 @@
 //! The hold: a real socket, the real waiting code, and everything that could let it go too early.
+#![allow(clippy::unwrap_used)]
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -15,7 +15,7 @@ use super::model::{Container, ContainerSummary, MovedContainer, RunSpec, Tree};
 use super::moved::{self, Arrival};
 use super::paths::{Layout, make_dir, read_json, write_json};
 use super::restore::{RestoreHandle, RestoreRequest};
-use super::{Engine, Result, lifecycle, logs, policy, restore};
+use super::{Engine, Result, create, lifecycle, logs, policy, restore};
 use crate::hook::{HookFiles, HookServer, own_program};
 use crate::runtime::Runtime;
 
@@ -101,7 +101,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 impl Engine for Bare {
     fn create_and_start(&self, spec: RunSpec) -> BoxFuture<'_, Result<Container>> {
-        Box::pin(lifecycle::create_and_start(self, spec))
+        Box::pin(create::create_and_start(self, spec))
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<ContainerSummary>>> {

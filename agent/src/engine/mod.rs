@@ -6,10 +6,12 @@
 mod bare;
 mod config;
 mod conmon;
+mod create;
 mod error;
 mod lifecycle;
 mod logs;
 mod model;
+mod mounts;
 mod moved;
 mod paths;
 mod policy;

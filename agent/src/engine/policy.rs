@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::config::{CAPABILITIES, EXTRA_CAPABILITIES, MASKED, NAMESPACES, READ_ONLY, seccomp};
 use super::model::Volume;
+use super::mounts::mounts;
 
 /// A field that is not acceptable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,22 +27,22 @@ impl std::fmt::Display for Violation {
     }
 }
 
-type Check = Result<(), Violation>;
+pub(super) type Check = Result<(), Violation>;
 
 /// Bytes of all arguments and variables together.
 const MAX_STRINGS: usize = 512 * 1024;
 const MAX_ITEMS: usize = 4096;
 
-fn bad(field: impl Into<String>, why: impl Into<String>) -> Violation {
+pub(super) fn bad(field: impl Into<String>, why: impl Into<String>) -> Violation {
     let clip = |s: String| if s.len() > 300 { s.chars().take(200).collect() } else { s };
     Violation { field: clip(field.into()), why: clip(why.into()), hint: None }
 }
 
-fn no(field: impl Into<String>) -> Violation {
+pub(super) fn no(field: impl Into<String>) -> Violation {
     bad(field, "is not supported")
 }
 
-fn object<'a>(value: &'a Value, field: &str) -> Result<&'a Map<String, Value>, Violation> {
+pub(super) fn object<'a>(value: &'a Value, field: &str) -> Result<&'a Map<String, Value>, Violation> {
     value.as_object().ok_or_else(|| bad(field, "must be an object"))
 }
 
@@ -52,14 +53,14 @@ fn array<'a>(value: &'a Value, field: &str) -> Result<&'a Vec<Value>, Violation>
         .ok_or_else(|| bad(field, "must be a list of reasonable length"))
 }
 
-fn text<'a>(value: &'a Value, field: &str) -> Result<&'a str, Violation> {
+pub(super) fn text<'a>(value: &'a Value, field: &str) -> Result<&'a str, Violation> {
     match value.as_str() {
         Some(s) if !s.contains('\0') && s.len() <= MAX_STRINGS => Ok(s),
         _ => Err(bad(field, "must be a string without NUL bytes")),
     }
 }
 
-fn texts<'a>(value: &'a Value, field: &str) -> Result<Vec<&'a str>, Violation> {
+pub(super) fn texts<'a>(value: &'a Value, field: &str) -> Result<Vec<&'a str>, Violation> {
     let list = array(value, field)?.iter().map(|v| text(v, field)).collect::<Result<Vec<_>, _>>()?;
     if list.iter().map(|s| s.len()).sum::<usize>() > MAX_STRINGS {
         return Err(bad(field, "is too long"));
@@ -218,99 +219,6 @@ fn rlimits(list: &[Value]) -> Check {
         match (number("soft"), number("hard")) {
             (Some(soft), Some(hard)) if known && soft <= hard && map.len() == 3 => {}
             _ => return Err(bad(field, "must have type, soft and hard, soft not above hard")),
-        }
-    }
-    Ok(())
-}
-
-const PLAIN_OPTIONS: &[&str] = &[
-    "nosuid",
-    "noexec",
-    "nodev",
-    "ro",
-    "rw",
-    "exec",
-    "relatime",
-    "norelatime",
-    "noatime",
-    "nodiratime",
-    "strictatime",
-    "newinstance",
-    "bind",
-    "rbind",
-    "private",
-    "rprivate",
-];
-const VALUE_OPTIONS: &[&str] = &["mode", "size", "nr_inodes", "uid", "gid", "ptmxmode"];
-
-fn mount_option(option: &str) -> bool {
-    match option.split_once('=') {
-        None => PLAIN_OPTIONS.contains(&option),
-        Some((name, value)) => {
-            VALUE_OPTIONS.contains(&name)
-                && !value.is_empty()
-                && value.len() < 20
-                && value.bytes().all(|b| b.is_ascii_alphanumeric())
-        }
-    }
-}
-
-fn mounts(list: &[Value], volumes: &[Volume]) -> Check {
-    let mut seen = std::collections::HashSet::new();
-    for (i, entry) in list.iter().enumerate() {
-        let map = object(entry, "mounts")?;
-        let at = |key: &str| format!("mounts[{i}].{key}");
-        let get = |key: &str| map.get(key).map_or(Ok(""), |v| text(v, &at(key)));
-        let (destination, kind) = (get("destination")?, get("type")?);
-        if let Some(key) =
-            map.keys().find(|k| !["destination", "type", "source", "options"].contains(&k.as_str()))
-        {
-            return Err(no(at(key)));
-        }
-        if !plain_path(destination) || destination == "/" {
-            return Err(bad(
-                at("destination"),
-                format!("{destination:?} is not an absolute path without .."),
-            ));
-        }
-        if !seen.insert(destination) {
-            return Err(bad(at("destination"), format!("{destination} is mounted twice")));
-        }
-        let options = map.get("options").map_or(Ok(Vec::new()), |v| texts(v, &at("options")))?;
-        if let Some(option) = options.iter().find(|o| !mount_option(o)) {
-            return Err(bad(at("options"), format!("{option:?} is not supported")));
-        }
-        let below_system =
-            ["/proc", "/sys"].iter().any(|d| destination == *d || destination.starts_with(&format!("{d}/")));
-        let good = match kind {
-            "proc" => destination == "/proc",
-            "sysfs" => destination == "/sys" && options.contains(&"ro"),
-            "cgroup" | "cgroup2" => destination == "/sys/fs/cgroup" && options.contains(&"ro"),
-            "mqueue" => destination == "/dev/mqueue",
-            "devpts" => destination == "/dev/pts" && options.contains(&"newinstance"),
-            "tmpfs" => !below_system,
-            "bind" => {
-                let volume = volumes.iter().find(|v| v.destination == destination);
-                let Some(volume) = volume else {
-                    let mut violation = bad(
-                        at("source"),
-                        format!("{destination} is bound from a path of the host that is no volume"),
-                    );
-                    violation.hint =
-                        Some("take the mount out of config.json and give it as --volume".to_owned());
-                    return Err(violation);
-                };
-                !below_system && volume.read_only == options.contains(&"ro")
-            }
-            _ => return Err(bad(at("type"), format!("{kind:?} is not supported"))),
-        };
-        if !good {
-            return Err(bad(at("type"), format!("{kind} on {destination} is not allowed in this way")));
-        }
-    }
-    for volume in volumes {
-        if !seen.contains(volume.destination.as_str()) {
-            return Err(bad("mounts", format!("volume {} has no mount", volume.destination)));
         }
     }
     Ok(())
