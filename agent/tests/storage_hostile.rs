@@ -243,6 +243,23 @@ fn devices() {
     assert!(place.last(policy(), vec![block_dev(8, 1)]).is_err());
 }
 
+/// `tempfile` is on ext4 or tmpfs nearly everywhere; where there is room for all of it, there is nothing to
+/// test.
+#[test]
+fn too_many_attributes_for_the_file_system() {
+    let place = Place::new();
+    let xattr = |n: u32| Xattr { name: format!("user.{n:04}").into_bytes(), value: vec![1; 60_000] };
+    let entry = Entry {
+        path: b"x".to_vec(),
+        kind: EntryKind::Dir,
+        meta: meta(0o755),
+        xattrs: (0..16).map(xattr).collect(),
+    };
+    if let Err(error) = place.last(StorePolicy::default(), vec![TreeRecord::Entry(entry)]) {
+        assert!(matches!(error, StorageError::NotCarried { .. }), "{error}");
+    }
+}
+
 #[test]
 fn limits() {
     let place = Place::new();

@@ -15,6 +15,9 @@ use tranship_proto::tree::{EntryKind, MAX_SIZE, Meta, Time, Xattr, xattr_is_carr
 
 use super::walk::BENEATH;
 
+/// What is attempted when an extended attribute without a meaning of its own is set.
+pub(super) const SET_XATTR: &str = "set an extended attribute of";
+
 /// A failed operation: what was attempted, and why it failed.
 pub(super) type Failed = (&'static str, Errno);
 
@@ -135,9 +138,7 @@ fn xattr_action(name: &[u8]) -> &'static str {
         b"security.capability" => "set file capabilities of",
         b"security.selinux" => "set the SELinux label of",
         b"system.posix_acl_access" | b"system.posix_acl_default" => "set the ACL of",
-        _ if name.starts_with(b"user.") => "set a user extended attribute of",
-        _ if name.starts_with(b"trusted.") => "set a trusted extended attribute of",
-        _ => "set an extended attribute of",
+        _ => SET_XATTR,
     }
 }
 

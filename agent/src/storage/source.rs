@@ -109,13 +109,17 @@ impl TreeSource {
     /// # Errors
     /// [`StorageError::Io`].
     pub fn open(root: &Path, limits: TreeLimits) -> Result<Self, StorageError> {
+        Self::with_root(Root::open(root)?, root, limits)
+    }
+
+    fn with_root(root: Root, shown: &Path, limits: TreeLimits) -> Result<Self, StorageError> {
         let mut key = [0; 32];
         std::fs::File::open("/dev/urandom")
             .and_then(|mut random| random.read_exact(&mut key))
             .map_err(|e| StorageError::io("read", "/dev/urandom", e))?;
         Ok(Self {
-            root: Root::open(root)?,
-            shown: root.to_path_buf(),
+            root,
+            shown: shown.to_path_buf(),
             limits,
             key,
             objects: Objects::default(),
@@ -226,5 +230,62 @@ impl TreeSource {
         self.top = top;
         self.spent = false;
         Ok(PassStats { pass: self.pass, seen, entries, data_bytes, read_bytes, elapsed: began.elapsed() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use tranship_proto::tree::EntryKind;
+
+    /// Where the mount cannot be cloned, what is mounted below the root is not entered but replaced by
+    /// something empty, once.
+    #[test]
+    fn without_a_clone_of_the_mount() {
+        let space = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| space.path().join(name);
+        std::fs::create_dir_all(at("mnt/covered")).expect("a mount point");
+        for name in ["file", "other", "plain"] {
+            std::fs::write(at(name), b"content").expect("a file");
+        }
+        let (bind, none) = (MsFlags::MS_BIND, None::<&str>);
+        mount(Some("none"), &at("mnt"), Some("tmpfs"), MsFlags::empty(), none).expect("a mount");
+        mount(Some(&at("other")), &at("file"), none, bind, none).expect("a bind mount");
+        let outcome = std::panic::catch_unwind(|| {
+            std::fs::write(at("mnt/above"), b"not ours").expect("a file");
+            let root = Root::open_plain(space.path()).expect("the root");
+            let mut source =
+                TreeSource::with_root(root, space.path(), TreeLimits::default()).expect("a source");
+            let mut records = Vec::new();
+            for _ in 0..2 {
+                let mut sink = |record| {
+                    records.push(record);
+                    Ok(())
+                };
+                let none = Suspects::default();
+                source.pass(Phase::Running, &none, &mut sink, &AtomicBool::new(false)).expect("a pass");
+            }
+            let entries: Vec<_> = records
+                .into_iter()
+                .filter_map(|record| match record {
+                    TreeRecord::Entry(entry) => Some((entry.path, entry.kind)),
+                    _ => None,
+                })
+                .collect();
+            let file = |size| EntryKind::File { size, content: tree::Content::Full };
+            let expected: [(&[u8], EntryKind); 5] = [
+                (b"", EntryKind::Dir),
+                (b"file", file(0)),
+                (b"mnt", EntryKind::Dir),
+                (b"other", file(7)),
+                (b"plain", file(7)),
+            ];
+            assert_eq!(entries, expected.map(|(path, kind)| (path.to_vec(), kind)));
+        });
+        for name in ["mnt", "file"] {
+            umount2(&at(name), MntFlags::MNT_DETACH).expect("unmounted");
+        }
+        outcome.expect("the test");
     }
 }

@@ -270,6 +270,10 @@ impl TreeStore {
 
     pub(super) fn failed(&self, path: &[u8], (what, error): Failed) -> StorageError {
         let path = walk::below(&self.path, path);
+        if error == Errno::NOSPC && what == place::SET_XATTR {
+            let why = "its extended attributes do not fit here (ext4 has about 4 KiB for them)".into();
+            return StorageError::NotCarried { path, why };
+        }
         if matches!(error, Errno::NOSPC | Errno::DQUOT) {
             let (free_bytes, free_inodes) = place::free_space(&self.root);
             return StorageError::NoSpace { path, free_bytes, free_inodes };

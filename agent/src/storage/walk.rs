@@ -40,16 +40,22 @@ pub(super) struct Root {
 
 impl Root {
     pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
-        let (fd, extra) = match clone_mount(path) {
-            Ok(fd) => (fd, OFlags::empty()),
-            Err(Errno::PERM | Errno::NOSYS | Errno::INVAL) => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = rustix::fs::open(path, flags, Mode::empty())
-                    .map_err(|e| StorageError::io("open the tree", path, e))?;
-                (fd, OFlags::NOATIME)
-            }
-            Err(e) => return Err(StorageError::io("open the tree", path, e)),
-        };
+        match clone_mount(path) {
+            Ok(fd) => Self::new(fd, OFlags::empty(), path),
+            Err(Errno::PERM | Errno::NOSYS | Errno::INVAL) => Self::open_plain(path),
+            Err(e) => Err(StorageError::io("open the tree", path, e)),
+        }
+    }
+
+    /// Opens the root in the mounts as they are.
+    pub(super) fn open_plain(path: &Path) -> Result<Self, StorageError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|e| StorageError::io("open the tree", path, e))?;
+        Self::new(fd, OFlags::NOATIME, path)
+    }
+
+    fn new(fd: OwnedFd, extra: OFlags, path: &Path) -> Result<Self, StorageError> {
         let stat = stat_at(fd.as_fd(), b"").map_err(|e| StorageError::io("examine the tree", path, e))?;
         if FileKind::of(&stat) != Some(FileKind::Dir) {
             return Err(StorageError::io("open the tree", path, Errno::NOTDIR));

@@ -125,7 +125,7 @@ fn contents(at: &Path, size: u64) -> (Option<[u8; 32]>, Vec<(i64, i64)>) {
     }
     // Huge sparse files are compared by their data only.
     let mut hasher = blake3::Hasher::new();
-    if size < 64 << 20 {
+    if size < 8 << 20 {
         // SAFETY: as above.
         unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_SET) };
         let mut all = Vec::new();
