@@ -424,7 +424,7 @@ fn removal() {
     symlink(place.outside(), tree.join("way")).unwrap();
     fs::create_dir(tree.join("closed")).unwrap();
     fs::write(tree.join("closed/x"), b"").unwrap();
-    fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
     // Deeper than any path: directories made one below the other.
     let mut at = fs::File::open(&tree).unwrap();
     for _ in 0..3000 {
