@@ -153,6 +153,50 @@ impl Journal {
         .await
     }
 
+    /// Keeps what a restarted agent needs to go on with a migration: a JSON document of the
+    /// caller's. Removed with [`Journal::drop_document`].
+    pub async fn keep_document(
+        &self,
+        id: MigrationId,
+        side: Side,
+        body: Vec<u8>,
+    ) -> Result<(), JournalError> {
+        self.call("keep a document", move |c| {
+            c.execute(
+                "INSERT INTO documents (migration, side, body) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (migration, side) DO UPDATE SET body = ?3",
+                params![id.to_string(), side_name(side), body],
+            )
+            .map(|_| ())
+        })
+        .await
+    }
+
+    /// The document kept for a migration.
+    pub async fn document(&self, id: MigrationId, side: Side) -> Result<Option<Vec<u8>>, JournalError> {
+        self.call("read a document", move |c| {
+            c.query_row(
+                "SELECT body FROM documents WHERE migration = ?1 AND side = ?2",
+                params![id.to_string(), side_name(side)],
+                |row| row.get(0),
+            )
+            .optional()
+        })
+        .await
+    }
+
+    /// Removes the document of a migration that has ended.
+    pub async fn drop_document(&self, id: MigrationId, side: Side) -> Result<(), JournalError> {
+        self.call("remove a document", move |c| {
+            c.execute(
+                "DELETE FROM documents WHERE migration = ?1 AND side = ?2",
+                params![id.to_string(), side_name(side)],
+            )
+            .map(|_| ())
+        })
+        .await
+    }
+
     /// Appends a decision. On disk on return.
     ///
     /// `owner` is set with the records that change who owns the container.
@@ -311,4 +355,82 @@ fn upsert(c: &Connection, status: &MigrationStatus) -> Result<(), rusqlite::Erro
 
 fn parse_status(text: &str) -> Result<MigrationStatus, rusqlite::Error> {
     serde_json::from_str(text).map_err(|e| damaged(&format!("unreadable status: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tranship_proto::status::Phase;
+
+    fn status(id: MigrationId, state: Progressing) -> MigrationStatus {
+        MigrationStatus {
+            migration: id,
+            container: "web".parse().unwrap(),
+            source: "host-a".parse().unwrap(),
+            destination: "host-b".parse().unwrap(),
+            side: Side::Source,
+            epoch: Epoch(2),
+            state,
+            phase: Phase::Reserve,
+            started_unix_ms: 1,
+            updated_unix_ms: 1,
+            failure: None,
+            summary: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn decisions_and_ownership_survive_a_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = MigrationId(uuid::Uuid::now_v7());
+        {
+            let journal = Journal::open(dir.path()).unwrap();
+            journal.begin(status(id, Progressing::Running), Record::Accepted).await.unwrap();
+            let owner = Ownership {
+                container: "web".parse().unwrap(),
+                epoch: Epoch(2),
+                owner: "host-b".parse().unwrap(),
+            };
+            journal.record(id, Side::Source, Record::Released, Some(owner)).await.unwrap();
+            journal.keep_document(id, Side::Source, b"{}".to_vec()).await.unwrap();
+        }
+        let journal = Journal::open(dir.path()).unwrap();
+        let found = journal.unfinished().await.unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].records, [Record::Accepted, Record::Released]);
+        let web = "web".parse().unwrap();
+        assert_eq!(journal.ownership(&web).await.unwrap(), Some((Epoch(2), "host-b".into())));
+        assert_eq!(journal.document(id, Side::Source).await.unwrap().as_deref(), Some(&b"{}"[..]));
+        journal.update(status(id, Progressing::Done)).await.unwrap();
+        assert!(journal.unfinished().await.unwrap().is_empty());
+        assert_eq!(journal.find(id.short()).await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_older_epoch_never_replaces_a_newer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let id = MigrationId(uuid::Uuid::now_v7());
+        let own = |epoch, host: &str| Ownership {
+            container: "web".parse().unwrap(),
+            epoch: Epoch(epoch),
+            owner: host.parse().unwrap(),
+        };
+        journal.record(id, Side::Source, Record::Released, Some(own(5, "host-b"))).await.unwrap();
+        journal.record(id, Side::Source, Record::Released, Some(own(4, "host-c"))).await.unwrap();
+        assert_eq!(
+            journal.ownership(&"web".parse().unwrap()).await.unwrap(),
+            Some((Epoch(5), "host-b".into()))
+        );
+    }
+
+    #[test]
+    fn a_damaged_journal_is_refused_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("journal.db"), b"SQLite format 3\0 and then nonsense".repeat(200))
+            .unwrap();
+        let error = Journal::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("cannot open the journal"), "{error}");
+        assert!(std::fs::read(dir.path().join("journal.db")).unwrap().starts_with(b"SQLite"));
+    }
 }

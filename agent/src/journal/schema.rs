@@ -22,6 +22,12 @@ CREATE TABLE records (
     at_unix_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX records_by_migration ON records (migration, side, seq);
+CREATE TABLE documents (
+    migration TEXT NOT NULL,
+    side      TEXT NOT NULL,
+    body      BLOB NOT NULL,
+    PRIMARY KEY (migration, side)
+) STRICT;
 CREATE TABLE ownership (
     container TEXT PRIMARY KEY,
     epoch     INTEGER NOT NULL,
