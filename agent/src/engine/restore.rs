@@ -114,6 +114,16 @@ impl RestoreHandle {
         }
     }
 
+    /// As [`RestoreHandle::release`], for a hold that an earlier agent may have let go already: ends
+    /// also when the container is found running.
+    pub async fn release_or_running(&mut self, limit: Duration) -> Result<()> {
+        let held = self.held.clone();
+        tokio::select! {
+            told = held.release() => Ok(told?),
+            running = self.running(limit) => running.map(drop),
+        }
+    }
+
     /// Waits after [`RestoreHandle::release`] until the runtime has handed the container over; returns the
     /// pid of the first process. The container runs some milliseconds before that.
     pub async fn running(&mut self, limit: Duration) -> Result<i32> {

@@ -270,6 +270,22 @@ impl Journal {
         Ok(all.filter(|m| m.migration.matches(&id)).collect())
     }
 
+    /// The last record of a migration on a side of this host.
+    pub async fn last_record(&self, id: MigrationId, side: Side) -> Result<Option<Record>, JournalError> {
+        self.call("read the last decision", move |c| {
+            let name = c
+                .query_row(
+                    "SELECT record FROM records WHERE migration = ?1 AND side = ?2 ORDER BY seq DESC LIMIT 1",
+                    params![id.to_string(), side_name(side)],
+                    |row| row.get::<_, String>(0),
+                )
+                .optional()?;
+            name.map(|n| Record::parse(&n).ok_or_else(|| damaged(&format!("unknown record {n:?}"))))
+                .transpose()
+        })
+        .await
+    }
+
     /// Migrations without a final record, for recovery at a start.
     pub async fn unfinished(&self) -> Result<Vec<Unfinished>, JournalError> {
         let open = self.migrations(false, 1000).await?;

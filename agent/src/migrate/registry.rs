@@ -3,7 +3,6 @@
 //! A container is in at most one migration. Admission is one synchronous look under one lock, so
 //! two requests for the same container cannot both pass.
 
-use super::destination::discard;
 use super::destination::driver as destination;
 use super::destination::machine as destination_machine;
 use super::destination::work::Work as DestinationWork;
@@ -21,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 use tranship_proto::bulk::BulkOpen;
-use tranship_proto::handoff::{Envelope, Handoff};
+use tranship_proto::handoff::{Envelope, Handoff, Position};
 use tranship_proto::ids::{ContainerName, HostName, MigrationId};
 use tranship_proto::status::{Failure, MigrationStatus, Phase, Progressing, Reason, Side};
 
@@ -243,71 +242,101 @@ impl Migrations {
 
     /// Takes up what an earlier agent of this host left unfinished, by the records of its journal.
     ///
-    /// Before a commit that means going back. What was committed, or held at the destination, is
-    /// left as it is, frozen or held, and shown as in doubt: nothing here may guess.
+    /// Each migration goes on through the same machine that began it, from the state that its last
+    /// record proves.
     ///
     /// # Errors
-    /// When the journal cannot be read.
+    /// When the journal cannot be read. Nothing is started then.
     pub async fn recover(&self) -> Result<(), JournalError> {
         for found in self.ctx.journal.unfinished().await? {
-            let mut status = found.status;
+            let status = found.status;
             let Some(last) = found.records.last().copied() else { continue };
             let (id, name) = (status.migration, status.container.clone());
-            match (status.side, last) {
-                (Side::Source, Record::Accepted | Record::Frozen) => {
-                    tracing::warn!(%id, container = %name, "an earlier agent stopped before the commit: going back");
-                    let work = SourceWork::recovered(
-                        self.ctx.clone(),
-                        id,
-                        status.epoch,
-                        name.clone(),
-                        status.destination.clone(),
-                    )
-                    .await;
-                    match work {
-                        Ok(work) => {
-                            self.table().busy.insert(name, id);
-                            let state = source_machine::State::recovered(last);
-                            self.drive_source(work, status, state, source_machine::Event::Restarted);
-                        }
-                        Err(failure) => {
-                            tracing::error!(%id, %failure, "cannot go back");
-                            status.state = Progressing::Failed;
-                            status.failure = Some(failure);
-                            self.ctx.journal.update(status).await?;
-                        }
-                    }
-                }
-                (Side::Destination, Record::Reserved) => {
-                    tracing::warn!(%id, container = %name, "an earlier agent stopped before the hold: removing what it made");
-                    let trouble = discard(&self.ctx, id, &name).await.err();
-                    self.ctx.journal.record(id, Side::Destination, Record::Discarded, None).await?;
-                    let text = "the destination agent was restarted before the commit";
-                    let mut failure = Failure::new(Reason::Failed, Side::Destination, text);
-                    if let Some(t) = trouble {
-                        failure.message = format!("{text}; and cleaning up failed: {}", t.message);
-                    }
-                    (status.state, status.failure) = (Progressing::Failed, Some(failure));
-                    self.ctx.journal.update(status).await?;
-                }
-                (_, Record::RolledBack | Record::Discarded | Record::Closed) => {
-                    status.state =
-                        if last == Record::Closed { Progressing::Done } else { Progressing::Failed };
-                    self.ctx.journal.update(status).await?;
-                }
-                (side, last) => {
-                    tracing::error!(%id, container = %name, ?side, last = last.as_str(), "in doubt since an earlier agent stopped: left as it is");
-                    status.state = Progressing::InDoubt;
-                    let text = format!(
-                        "the agent was restarted after {}; the container is kept frozen or held",
-                        last.as_str()
-                    );
-                    status.failure = Some(Failure::new(Reason::InDoubt, side, text));
-                    self.ctx.journal.update(status).await?;
-                }
+            tracing::warn!(%id, container = %name, side = ?status.side, last = last.as_str(), "left unfinished by an earlier agent");
+            let taken_up = match status.side {
+                Side::Destination => self.recover_destination(status.clone(), last).await,
+                _ => self.recover_source(status.clone(), last).await,
+            };
+            if let Err(failure) = taken_up {
+                // Kept as it is, frozen or held, until an agent can take it up.
+                tracing::error!(%id, %failure, "cannot take it up; it stays as it is");
+                self.table().busy.insert(name, id);
+                let status =
+                    MigrationStatus { state: Progressing::InDoubt, failure: Some(failure), ..status };
+                self.ctx.journal.update(status).await?;
             }
         }
         Ok(())
+    }
+
+    async fn recover_source(&self, status: MigrationStatus, last: Record) -> Result<(), Failure> {
+        let state = source_machine::State::recovered(last);
+        if let source_machine::State::Ended(failure) = state {
+            return self.recover_ended(status, failure).await;
+        }
+        let work = SourceWork::recovered(self.ctx.clone(), &status).await?;
+        self.table().busy.insert(status.container.clone(), status.migration);
+        self.drive_source(work, status, state, source_machine::Event::Restarted);
+        Ok(())
+    }
+
+    async fn recover_destination(&self, status: MigrationStatus, last: Record) -> Result<(), Failure> {
+        let state = destination_machine::State::recovered(last);
+        if let destination_machine::State::Ended(failure) = state {
+            return self.recover_ended(status, failure).await;
+        }
+        let work = Arc::new(DestinationWork::recovered(self.ctx.clone(), &status).await?);
+        self.table().busy.insert(status.container.clone(), status.migration);
+        self.drive_destination(work, status, state, Some(destination_machine::Event::Restarted), None);
+        Ok(())
+    }
+
+    /// The last record ends it; only the row that people see was not written.
+    async fn recover_ended(&self, status: MigrationStatus, failure: Option<Failure>) -> Result<(), Failure> {
+        let state = if failure.is_some() { Progressing::Failed } else { Progressing::Done };
+        let side = status.side;
+        let status = MigrationStatus { state, failure, ..status };
+        self.ctx.journal.update(status).await.map_err(|e| Failure::new(Reason::Internal, side, e.to_string()))
+    }
+
+    /// Where a migration is that no driver has any more, out of the journal.
+    async fn remembered(&self, id: MigrationId) -> Result<Position, JournalError> {
+        if let Some(last) = self.ctx.journal.last_record(id, Side::Destination).await? {
+            return Ok(destination_machine::State::recovered(last).position());
+        }
+        if let Some(last) = self.ctx.journal.last_record(id, Side::Source).await? {
+            return Ok(source_machine::State::recovered(last).position());
+        }
+        Ok(Position::Unknown)
+    }
+
+    fn drive_destination(
+        &self,
+        work: Arc<DestinationWork>,
+        status: MigrationStatus,
+        state: destination_machine::State,
+        first: Option<destination_machine::Event>,
+        attach: Option<destination::Input>,
+    ) {
+        let (id, name, peer) = (status.migration, status.container.clone(), status.source.clone());
+        let (tx, rx) = watch::channel(status);
+        let (own, inputs) = mpsc::channel(QUEUE);
+        let entry = Entry { status: rx, inputs: Inputs::Destination(own.clone()), peer: peer.clone() };
+        self.table().entries.insert(id, entry);
+        if let Some(attach) = attach {
+            let _ = own.try_send(attach);
+        }
+        let driver = destination::Driver::new(self.ctx.clone(), work, state, inputs, own, tx);
+        let this = self.clone();
+        let span =
+            tracing::info_span!("migration", id = %id, container = %name, side = "destination", from = %peer);
+        tokio::spawn(
+            async move {
+                driver.run(first).await;
+                this.ended(id, &name);
+            }
+            .instrument(span),
+        );
     }
 
     fn ended(&self, id: MigrationId, name: &ContainerName) {
@@ -399,7 +428,7 @@ impl Migrations {
         let (id, epoch) = (first.migration, first.epoch);
         let Handoff::Reserve(offer) = first.body else {
             // Not known (any more): say so and let the peer draw its conclusion.
-            let body = Handoff::Position(tranship_proto::handoff::Position::Unknown);
+            let body = Handoff::Position(self.remembered(id).await.map_err(|e| e.to_string())?);
             let envelope = Envelope { migration: id, epoch, body };
             let _ = crate::transport::framing::write_message(&mut send, connection.version, envelope).await;
             let _ = send.finish();
@@ -443,32 +472,9 @@ impl Migrations {
             failure: None,
             summary: None,
         };
-        let (tx, rx) = watch::channel(status);
-        let (own, inputs) = mpsc::channel(QUEUE);
-        let entry = Entry { status: rx, inputs: Inputs::Destination(own.clone()), peer: peer.clone() };
-        self.table().entries.insert(id, entry);
         let work = Arc::new(DestinationWork::new(self.ctx.clone(), id, epoch, *offer.clone()));
-        let _ = own
-            .send(destination::Input::Attach { connection, send, recv, first: Handoff::Reserve(offer) })
-            .await;
-        let driver = destination::Driver::new(
-            self.ctx.clone(),
-            work,
-            destination_machine::State::Idle,
-            inputs,
-            own,
-            tx,
-        );
-        let this = self.clone();
-        let span =
-            tracing::info_span!("migration", id = %id, container = %name, side = "destination", from = %peer);
-        tokio::spawn(
-            async move {
-                driver.run(None).await;
-                this.ended(id, &name);
-            }
-            .instrument(span),
-        );
+        let attach = destination::Input::Attach { connection, send, recv, first: Handoff::Reserve(offer) };
+        self.drive_destination(work, status, destination_machine::State::Idle, None, Some(attach));
         Ok(())
     }
 

@@ -8,4 +8,3 @@ mod receive;
 pub mod work;
 
 pub(crate) use check::{disk_available, memory_available};
-pub(crate) use work::discard;

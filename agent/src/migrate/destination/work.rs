@@ -19,12 +19,15 @@ use tokio::sync::{Mutex, OnceCell, watch};
 use tranship_proto::bulk::BulkContent;
 use tranship_proto::handoff::{Handoff, Offer, ResumeTimes, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
-use tranship_proto::status::{Failure, Reason, Side};
+use tranship_proto::network::NetCapture;
+use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
 
 /// How long the first packet out is waited for, for the figures only.
 const FIRST_PACKET: Duration = Duration::from_millis(1000);
 /// How long a held restore may take to hear the decision and act on it.
 const RESUME_LIMIT: Duration = Duration::from_secs(30);
+/// How long the script of a held restore may take to find a restarted agent; it tries all the time.
+const FIND_HOLD: Duration = Duration::from_secs(5);
 /// Room beyond the announced size, since files grow while they are copied.
 const GROWTH: u64 = 1 << 30;
 
@@ -52,6 +55,8 @@ pub struct Work {
     // Held by whatever makes things here; discarding waits for it.
     making: Mutex<()>,
     given_up: watch::Sender<bool>,
+    // Made by an earlier agent: what is here may be more than this one knows of.
+    recovered: bool,
 }
 
 fn failed(what: &str, error: &(dyn std::error::Error + 'static), hint: Option<&str>) -> Failure {
@@ -80,7 +85,85 @@ impl Work {
             handle: Mutex::new(None),
             making: Mutex::new(()),
             given_up: watch::Sender::new(false),
+            recovered: false,
         }
+    }
+
+    /// Work for a migration that a restarted agent found in its journal.
+    ///
+    /// What was made is found by name; what is not found makes the later steps fail, with words.
+    pub async fn recovered(ctx: Arc<Context>, status: &MigrationStatus) -> Result<Self, Failure> {
+        let id = status.migration;
+        let name = &status.container;
+        let internal =
+            |e: &dyn std::fmt::Display| Failure::new(Reason::Internal, Side::Destination, e.to_string());
+        let arrival = ctx.engine.find_arrival(id).await.map_err(|e| engine_failure(&e, Side::Destination))?;
+        let document = ctx.journal.document(id, Side::Destination).await.map_err(|e| internal(&e))?;
+        let offer = Offer {
+            container: name.clone(),
+            source: status.source.clone(),
+            container_json: Vec::new(),
+            network_json: document.unwrap_or_default(),
+            trees: Vec::new(),
+            memory_bytes: 0,
+            criu_version: String::new(),
+            kernel: String::new(),
+            arch: String::new(),
+            cpu_features: Vec::new(),
+            runtime: String::new(),
+            dry_run: false,
+        };
+        let capture = serde_json::from_slice::<NetCapture>(&offer.network_json);
+        let work = Self { recovered: true, ..Self::new(ctx, id, status.epoch, offer) };
+        if let (Some(arrival), Ok(capture)) = (arrival, capture) {
+            let ports = network::ports_of_capture(&work.offer.container, &capture);
+            let watch = ports.first().and_then(|p| PacketWatch::start(p).ok());
+            let _ = work.accepted.set(Accepted { arrival, capture, image_bytes: 0, notices: Vec::new() });
+            let _ = work.room.set(Room { trees: Vec::new(), ports, watch });
+            work.ready.send_replace(Some(Ok(())));
+        }
+        Ok(work)
+    }
+
+    /// Finds the hold of an earlier agent again, or makes it again from the images kept. Nothing has
+    /// run: no grant was recorded. Microseconds from call to held.
+    pub async fn reclaim(&self) -> Result<u64, Failure> {
+        let start = Instant::now();
+        let _making = self.making.lock().await;
+        let accepted = self.accepted()?;
+        let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
+        let mut slot = self.handle.lock().await;
+        if slot.as_ref().is_some_and(RestoreHandle::connected) {
+            return Ok(0);
+        }
+        let mut handle = self.ctx.engine.resume_hold(&accepted.arrival).await.map_err(engine)?;
+        if handle.held(FIND_HOLD).await.is_err() {
+            handle = self.restore_again(accepted).await?;
+        }
+        *slot = Some(handle);
+        Ok(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    async fn restore_again(&self, accepted: &Accepted) -> Result<RestoreHandle, Failure> {
+        tracing::warn!("the held restore is gone: restoring again from the images kept");
+        let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
+        let runtime = |e: crate::runtime::RuntimeError| failed("remove what is left of the hold", &e, None);
+        let name = self.offer.container.as_str();
+        self.ctx.runtime.kill_frozen(name, RESUME_LIMIT).await.map_err(runtime)?;
+        self.ctx.runtime.delete(name).await.map_err(runtime)?;
+        if !self.netns.exists() {
+            let hint = |e: network::NetworkError| failed("make the container's network again", &e, e.hint());
+            let netns = Netns::create(&self.ctx.config.run_dir, &self.offer.container).await.map_err(hint)?;
+            network::recreate(&netns, &self.offer.container, &accepted.capture, &self.ctx.networks)
+                .await
+                .map_err(hint)?;
+        }
+        let image_dir = self.image_dir();
+        let request = RestoreRequest { work_dir: image_dir.join("work"), image_dir };
+        let mut handle = self.ctx.engine.restore(&accepted.arrival, &request).await.map_err(engine)?;
+        let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
+        handle.held(limit).await.map_err(engine)?;
+        Ok(handle)
     }
 
     fn image_dir(&self) -> PathBuf {
@@ -116,6 +199,12 @@ impl Work {
             .make_room(&accepted.arrival)
             .await
             .map_err(|e| engine_failure(&e, Side::Destination))?;
+        let document = self.offer.network_json.clone();
+        self.ctx
+            .journal
+            .keep_document(self.id, Side::Destination, document)
+            .await
+            .map_err(|e| Failure::new(Reason::Internal, Side::Destination, e.to_string()))?;
         let mut trees = Vec::new();
         for (tree, offered) in accepted.arrival.trees.iter().zip(&self.offer.trees) {
             let policy = StorePolicy {
@@ -268,16 +357,18 @@ impl Work {
             let _ = watch.arm();
         }
         let armed = monotonic_ns();
-        let mut handle = self.handle.lock().await;
-        let handle = handle
-            .as_mut()
-            .ok_or_else(|| Failure::new(Reason::Internal, Side::Destination, "no held restore"))?;
+        let mut slot = self.handle.lock().await;
+        let handle = match slot.as_mut() {
+            Some(handle) => handle,
+            // An earlier agent held it, or has let it go already.
+            None => slot.insert(self.ctx.engine.resume_hold(&accepted.arrival).await.map_err(engine)?),
+        };
         // CRIU opens its own lock at this point too: sockets exist, repair mode ends next.
         network::open_gate(&room.ports)
             .await
             .map_err(|e| failed("open the container's links", &e, e.hint()))?;
         let announce = network::announce(&self.netns, &accepted.capture);
-        let (released, announced) = tokio::join!(handle.release(RESUME_LIMIT), announce);
+        let (released, announced) = tokio::join!(self.let_go(handle), announce);
         released.map_err(engine)?;
         if let Err(e) = announced {
             tracing::warn!(error = %crate::chain(&e), "the addresses were not announced; neighbours learn with the first packet");
@@ -291,6 +382,15 @@ impl Work {
         self.ctx.engine.settle(&accepted.arrival).await.map_err(engine)?;
         self.clean().map_err(|e| failed("remove the images", &e, None))?;
         Ok(ResumeTimes { grant_to_running_us, grant_to_first_packet_us: first })
+    }
+
+    /// Tells the held restore to go on. Fine when it has gone on already, told by an earlier agent.
+    async fn let_go(&self, handle: &mut RestoreHandle) -> crate::engine::Result<()> {
+        if self.recovered {
+            handle.release_or_running(RESUME_LIMIT).await
+        } else {
+            handle.release(RESUME_LIMIT).await
+        }
     }
 
     fn clean(&self) -> std::io::Result<()> {
@@ -311,7 +411,7 @@ impl Work {
             trouble.push(crate::chain(&e));
         }
         // Nothing was made before the offer was accepted, and what has that name may be another's.
-        if self.accepted.get().is_some()
+        if (self.recovered || self.accepted.get().is_some())
             && let Err(f) = discard(&self.ctx, self.id, &self.offer.container).await
         {
             trouble.push(f.message);
@@ -324,7 +424,7 @@ impl Work {
 }
 
 /// Removes everything that a migration has made on this host, found by name. May be repeated.
-pub(crate) async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result<(), Failure> {
+async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result<(), Failure> {
     let mut trouble: Vec<String> = Vec::new();
     if let Err(e) = ctx.engine.discard(id, name).await {
         trouble.push(crate::chain(&e));

@@ -33,7 +33,7 @@ pub(super) async fn reserve(work: &mut Work) -> Result<(), Failure> {
 
     let mut trees = Vec::new();
     let mut expected = 0;
-    for tree in work.ctx.engine.trees(&work.container) {
+    for tree in work.ctx.engine.trees(work.container()?) {
         let host_path = tree.host_path.clone();
         let estimate = tokio::task::spawn_blocking(move || {
             TreeSource::open(&host_path, TreeLimits::default())?.estimate()

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tranship_proto::handoff::{Offer, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, HostName, MigrationId};
 use tranship_proto::network::NetCapture;
-use tranship_proto::status::{Failure, Reason, Side};
+use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
 
 /// Passes over the files while the container runs, at most.
 const MAX_PASSES: u32 = 5;
@@ -69,7 +69,9 @@ pub struct Work {
     pub(super) ctx: Arc<Context>,
     pub(super) id: MigrationId,
     pub(super) epoch: Epoch,
-    pub(super) container: Container,
+    pub(super) name: ContainerName,
+    /// Absent when an earlier agent has removed it already.
+    pub(super) container: Option<Container>,
     pub(super) destination: HostName,
     pub(super) dry_run: bool,
     pub(super) netns: Netns,
@@ -130,7 +132,8 @@ impl Work {
             ctx,
             id,
             epoch,
-            container,
+            name,
+            container: Some(container),
             destination,
             dry_run,
             netns,
@@ -144,15 +147,14 @@ impl Work {
         })
     }
 
-    /// Work for a migration that a restarted agent found before its commit: to be undone.
-    pub async fn recovered(
-        ctx: Arc<Context>,
-        id: MigrationId,
-        epoch: Epoch,
-        name: ContainerName,
-        destination: HostName,
-    ) -> Result<Self, Failure> {
-        let (container, _) = ctx.engine.inspect(&name).await.map_err(|e| engine_failure(&e, Side::Source))?;
+    /// Work for a migration that a restarted agent found in its journal: to be undone or finished.
+    pub async fn recovered(ctx: Arc<Context>, status: &MigrationStatus) -> Result<Self, Failure> {
+        let name = status.container.clone();
+        let container = match ctx.engine.inspect(&name).await {
+            Ok((container, _)) => Some(container),
+            Err(e) if e.reason() == Reason::UnknownContainer => None,
+            Err(e) => return Err(engine_failure(&e, Side::Source)),
+        };
         let netns = Netns::at(&ctx.config.run_dir, &name);
         let unknown =
             |e: network::NetworkError| failed("find the container's links", &e, e.hint().map(str::to_owned));
@@ -163,10 +165,11 @@ impl Work {
         meter.mark(|m| m.frozen = Some(Instant::now()));
         Ok(Self {
             ctx,
-            id,
-            epoch,
+            id: status.migration,
+            epoch: status.epoch,
+            name,
             container,
-            destination,
+            destination: status.destination.clone(),
             dry_run: false,
             netns,
             ports,
@@ -181,7 +184,14 @@ impl Work {
 
     /// The container's name.
     pub fn name(&self) -> &ContainerName {
-        &self.container.name
+        &self.name
+    }
+
+    /// The container, which must be here.
+    pub(super) fn container(&self) -> Result<&Container, Failure> {
+        self.container.as_ref().ok_or_else(|| {
+            Failure::new(Reason::UnknownContainer, Side::Source, format!("container {} is gone", self.name))
+        })
     }
 
     /// Epoch that the destination gets.
@@ -245,7 +255,7 @@ impl Work {
     }
 
     async fn stage(&mut self) -> Result<(), Failure> {
-        for tree in &self.ctx.engine.trees(&self.container) {
+        for tree in &self.ctx.engine.trees(self.container()?) {
             let source = TreeSource::open(&tree.host_path, TreeLimits::default())
                 .map_err(|e| failed("read the container's files", &e, None))?;
             self.trees.push(Tree { index: tree.index, source, passes: 0 });
