@@ -112,7 +112,7 @@ fn unfit_destination(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<(
     for (what, script) in [
         ("CRIU missing", None),
         ("CRIU too old", Some("#!/bin/sh\necho Version: 3.17.1\nexit 0\n")),
-        ("CRIU broken", Some("#!/bin/sh\necho 'criu: cannot execute' >&2\nexit 127\n")),
+        ("CRIU broken", Some("#!/bin/sh\necho 'criu: cannot execute' >&2\nexit 1\n")),
     ] {
         let path = "/usr/local/lib/other-criu";
         let file = scene.host("host-b")?.path(path);
@@ -132,7 +132,7 @@ fn unfit_destination(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<(
         "host-b",
         &["sh", "-c", "mkdir -p /mnt/small && mount -t tmpfs -o size=24m,mode=755 tmpfs /mnt/small"],
     )?;
-    let disk = case(("too little disk", REFUSED, "space"), &|config| {
+    let disk = case(("too little disk", REFUSED, "disk"), &|config| {
         config.insert("state_dir".into(), "/mnt/small".into());
     });
     scene.on_ok("host-b", &["sh", "-c", "umount -l /mnt/small && rmdir /mnt/small"])?;
@@ -190,7 +190,7 @@ fn operators(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
             "--output",
             "json",
         ];
-        result = refused(scene, client, (what, NOT_AUTHORIZED, "host-a"), || {
+        result = refused(scene, client, (what, NOT_AUTHORIZED, "certificate"), || {
             scene.tranship("host-b", &[&args[..], &["rm", "--force", "web"]].concat(), MOVE)
         });
         if result.is_err() {
