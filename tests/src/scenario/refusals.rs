@@ -277,15 +277,20 @@ pub(super) fn late_failure(scene: &mut Scene) -> anyhow::Result<()> {
     // runc finds CRIU in PATH. Every use but a restore goes through to the real one.
     let wrapper = "#!/bin/sh\n\
         if [ \"$1\" = swrk ] && find /run/tranship/images -name inventory.img 2>/dev/null | grep -q .; then\n\
-        echo 'made to fail' >&2; exit 1\nfi\nexec /usr/sbin/criu \"$@\"\n";
+        echo 'made to fail' >&2; exit 1\nfi\n\
+        R=/usr/local/sbin/criu.real; [ -x $R ] || R=/usr/sbin/criu; exec $R \"$@\"\n";
     let host = scene.host("host-b")?;
     let path = "/usr/local/sbin/criu";
-    scene.on_ok("host-b", &["mkdir", "-p", "/usr/local/sbin"])?;
+    scene
+        .on_ok("host-b", &["sh", "-c", "cd /usr/local/sbin && if [ -e criu ]; then mv criu criu.real; fi"])?;
     std::fs::write(host.path(path), wrapper)?;
     scene.on_ok("host-b", &["chmod", "755", path])?;
     client.mark("late failure")?;
     let ended = migrate(scene, "late", "host-b");
-    scene.on_ok("host-b", &["rm", path])?;
+    scene.on_ok(
+        "host-b",
+        &["sh", "-c", "cd /usr/local/sbin && rm criu && if [ -e criu.real ]; then mv criu.real criu; fi"],
+    )?;
     let ended = ended?;
     ensure!(ended.code == Some(1), "the exit code is {:?}, not 1: {}", ended.code, ended.said());
     scene.runs_only_on("late", "host-a")?;
