@@ -21,7 +21,7 @@ use crate::progress::{Progress, Quiet};
 use crate::run::{LabCommand, Output};
 use crate::state::{HostState, LabState, Lock, Phase, set_sysctls, start_time, write_json};
 use crate::sys::Entrance;
-use crate::{agent_config, teardown, topology};
+use crate::{agent_config, rlimits, teardown, topology};
 
 /// Programs under test, copied into every host, `tranship` also as `migrate`.
 const PROGRAMS: [&str; 2] = ["transhipd", "tranship"];
@@ -305,6 +305,7 @@ fn furnish(options: &LabOptions, index: usize) -> Result<()> {
     }
     write(&etc.join("hosts"), &names)?;
     write(&etc.join("tranship/transhipd.toml"), &agent_config::render(index, options.hosts)?)?;
+    rlimits::install(&upper)?;
     let bin = upper.join("usr/local/bin");
     make_dir(&bin)?;
     let copies = name.bin_dir();

@@ -36,6 +36,7 @@ pub mod lab;
 pub mod names;
 pub mod pki;
 pub mod progress;
+pub mod rlimits;
 pub mod run;
 pub mod scenario;
 pub mod state;

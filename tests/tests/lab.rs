@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let mut scene = match Scene::new("tests", 3, exe) {
         Ok(scene) => scene,
         Err(e) => {
-            println!("the lab cannot be made: {e:?}");
+            println!("the lab cannot be made: {e:#}");
             return ExitCode::FAILURE;
         }
     };

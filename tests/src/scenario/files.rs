@@ -16,7 +16,7 @@ const VOLUMES: &str = "/var/lib/tranship/containers/files/volumes";
 /// files from before the first move to after the last.
 pub(super) fn every_kind(scene: &mut Scene) -> anyhow::Result<()> {
     let start = "mkdir -p /srv/ctl; exec python3 -c \"$0\" /srv/work /srv/ctl";
-    let mut container = Container::new("files", "workloads", "10.77.1.7/16", &["sh", "-c", start, MUTATE]);
+    let mut container = Container::new("files", "web", "10.77.1.7/16", &["sh", "-c", start, MUTATE]);
     container.volumes = vec!["data:/srv/data".into()];
     scene.start("host-a", &container)?;
     let source = scene.host("host-a")?;
@@ -91,7 +91,7 @@ fn only_volume(host: &Host) -> anyhow::Result<String> {
 fn python(scene: &Scene, host: &str, script: &str, argument: &str) -> anyhow::Result<String> {
     // The image has the interpreter, the host has the files: a chroot cannot show both, the
     // interpreter called through its own loader can.
-    let interpreter = "R=/lab/images/workloads; L=$(echo $R/usr/lib/*-linux-gnu); \
+    let interpreter = "R=/lab/images/web; L=$(echo $R/usr/lib/*-linux-gnu); \
         V=$(basename $R/usr/lib/python3.*); PYTHONHOME=$R/usr \
         exec $L/ld-linux*.so.* --library-path $L $R/usr/bin/$V -c \"$0\" \"$1\"";
     let args = ["sh", "-c", interpreter, script, argument];

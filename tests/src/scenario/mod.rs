@@ -47,16 +47,17 @@ pub const ALL: &[Scenario] = &[
         run: refusals::bad_input,
         images: &["redis"],
     },
-    Scenario { name: "nginx_keepalive_20mib", run: nginx::keepalive, images: &["workloads"] },
-    Scenario { name: "every_kind_of_file", run: files::every_kind, images: &["workloads"] },
-    Scenario { name: "postgres_pgbench_three_moves", run: postgres::pgbench, images: &["workloads"] },
+    Scenario { name: "nginx_keepalive_20mib", run: nginx::keepalive, images: &["web"] },
+    Scenario { name: "every_kind_of_file", run: files::every_kind, images: &["web"] },
+    Scenario { name: "postgres_pgbench_three_moves", run: postgres::pgbench, images: &["postgres"] },
 ];
 
-/// Packages of an image, by its name.
+/// Packages of an image, by its name. One for each kind of server: every move copies all of it.
 pub fn packages(image: &str) -> &'static [&'static str] {
     match image {
         "redis" => &["redis-server", "redis-tools"],
-        "workloads" => &["nginx-light", "postgresql", "postgresql-contrib", "python3-minimal"],
+        "web" => &["nginx-light", "python3-minimal"],
+        "postgres" => &["postgresql", "postgresql-contrib"],
         _ => &[],
     }
 }
@@ -88,10 +89,10 @@ pub fn run(scene: &mut Scene, filters: &[String]) -> Tally {
             }
             Err(e) => {
                 tally.failed += 1;
-                println!("scenario {} ... FAILED ({})\n{e:?}", scenario.name, seconds(took));
+                println!("scenario {} ... FAILED ({})\n  {e:#}", scenario.name, seconds(took));
                 println!("{}", scene.logs());
                 if let Err(e) = scene.recover() {
-                    println!("the lab cannot be repaired: {e:?}");
+                    println!("the lab cannot be repaired: {e:#}");
                     break;
                 }
             }

@@ -18,8 +18,7 @@ const CONFIG: &str = "daemon off; user root; worker_processes 2; pid /run/nginx.
 
 /// Four clients fetch on through three moves: same bytes, same connections.
 pub(super) fn keepalive(scene: &mut Scene) -> anyhow::Result<()> {
-    scene
-        .start("host-a", &Container::new("web", "workloads", "10.77.1.5/16", &["sh", "-c", START, CONFIG]))?;
+    scene.start("host-a", &Container::new("web", "web", "10.77.1.5/16", &["sh", "-c", START, CONFIG]))?;
     scene.wait_port("10.77.1.5", 80)?;
     let blob = scene.host("host-a")?.path("/var/lib/tranship/containers/web/rootfs/srv/blob");
     let bytes = std::fs::read(&blob).with_context(|| format!("reading {}", blob.display()))?;

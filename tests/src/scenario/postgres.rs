@@ -22,8 +22,8 @@ const SUMS: &str = "select (select sum(abalance) from pgbench_accounts), \
 
 /// Three moves under load, after one that shows how long the load has to last.
 pub(super) fn pgbench(scene: &mut Scene) -> anyhow::Result<()> {
-    let image = scene.image("workloads")?;
-    scene.start("host-a", &Container::new("pg", "workloads", "10.77.1.6/16", &["sh", "-c", START]))?;
+    let image = scene.image("postgres")?;
+    scene.start("host-a", &Container::new("pg", "postgres", "10.77.1.6/16", &["sh", "-c", START]))?;
     scene.wait_port(IP, 5432)?;
     scene.wait_for("the database accepting statements", Duration::from_secs(60), || {
         Ok(psql(scene, &image, "select 1").is_ok_and(|out| out.trim() == "1"))

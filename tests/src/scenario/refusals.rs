@@ -112,7 +112,7 @@ fn unfit_destination(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<(
     for (what, script) in [
         ("CRIU missing", None),
         ("CRIU too old", Some("#!/bin/sh\necho Version: 3.17.1\nexit 0\n")),
-        ("CRIU broken", Some("#!/bin/sh\necho 'criu: cannot execute' >&2\nexit 127\n")),
+        ("CRIU broken", Some("#!/bin/sh\necho 'criu: cannot execute' >&2\nexit 1\n")),
     ] {
         let path = "/usr/local/lib/other-criu";
         let file = scene.host("host-b")?.path(path);
@@ -132,7 +132,7 @@ fn unfit_destination(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<(
         "host-b",
         &["sh", "-c", "mkdir -p /mnt/small && mount -t tmpfs -o size=24m,mode=755 tmpfs /mnt/small"],
     )?;
-    let disk = case(("too little disk", REFUSED, "space"), &|config| {
+    let disk = case(("too little disk", REFUSED, "disk"), &|config| {
         config.insert("state_dir".into(), "/mnt/small".into());
     });
     scene.on_ok("host-b", &["sh", "-c", "umount -l /mnt/small && rmdir /mnt/small"])?;
@@ -190,7 +190,7 @@ fn operators(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
             "--output",
             "json",
         ];
-        result = refused(scene, client, (what, NOT_AUTHORIZED, "host-a"), || {
+        result = refused(scene, client, (what, NOT_AUTHORIZED, "certificate"), || {
             scene.tranship("host-b", &[&args[..], &["rm", "--force", "web"]].concat(), MOVE)
         });
         if result.is_err() {
@@ -277,15 +277,20 @@ pub(super) fn late_failure(scene: &mut Scene) -> anyhow::Result<()> {
     // runc finds CRIU in PATH. Every use but a restore goes through to the real one.
     let wrapper = "#!/bin/sh\n\
         if [ \"$1\" = swrk ] && find /run/tranship/images -name inventory.img 2>/dev/null | grep -q .; then\n\
-        echo 'made to fail' >&2; exit 1\nfi\nexec /usr/sbin/criu \"$@\"\n";
+        echo 'made to fail' >&2; exit 1\nfi\n\
+        R=/usr/local/sbin/criu.real; [ -x $R ] || R=/usr/sbin/criu; exec $R \"$@\"\n";
     let host = scene.host("host-b")?;
     let path = "/usr/local/sbin/criu";
-    scene.on_ok("host-b", &["mkdir", "-p", "/usr/local/sbin"])?;
+    scene
+        .on_ok("host-b", &["sh", "-c", "cd /usr/local/sbin && if [ -e criu ]; then mv criu criu.real; fi"])?;
     std::fs::write(host.path(path), wrapper)?;
     scene.on_ok("host-b", &["chmod", "755", path])?;
     client.mark("late failure")?;
     let ended = migrate(scene, "late", "host-b");
-    scene.on_ok("host-b", &["rm", path])?;
+    scene.on_ok(
+        "host-b",
+        &["sh", "-c", "cd /usr/local/sbin && rm criu && if [ -e criu.real ]; then mv criu.real criu; fi"],
+    )?;
     let ended = ended?;
     ensure!(ended.code == Some(1), "the exit code is {:?}, not 1: {}", ended.code, ended.said());
     scene.runs_only_on("late", "host-a")?;
