@@ -5,7 +5,7 @@
 //! engine_by_hand run NAME ROOTFS|BUNDLE NETNS [SRC:DST...] -- CMD...
 //! engine_by_hand ps                                  engine_by_hand logs NAME
 //! engine_by_hand dump MIGRATION NAME                  engine_by_hand thaw NAME
-//! engine_by_hand room MIGRATION NAME EPOCH            engine_by_hand restore MIGRATION
+//! engine_by_hand room MIGRATION NAME EPOCH            engine_by_hand restore|resume MIGRATION
 //! engine_by_hand discard MIGRATION NAME               engine_by_hand retire NAME EPOCH
 //! engine_by_hand stop NAME                            engine_by_hand rm NAME
 //! engine_by_hand probe                                engine_by_hand hook ...
@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tranship_agent::criu;
 use tranship_agent::engine::{
-    Bare, BareConfig, Engine, MovedContainer, RestoreRequest, Rootfs, RunSpec, Volume, VolumeSource,
+    Arrival, Bare, BareConfig, Engine, MovedContainer, RestoreHandle, RestoreRequest, Rootfs, RunSpec,
+    Volume, VolumeSource,
 };
 use tranship_agent::hook::{HookServer, hook_main};
 use tranship_agent::runtime::{CheckpointRequest, Runc, RuncConfig, Runtime};
@@ -126,6 +127,11 @@ async fn run(args: &[String]) -> anyhow::Result<()> {
             arrival.trees.iter().for_each(|t| println!("{} {}", t.index, t.receive.display()));
         }
         ["restore", migration] => restore(&engine, migration.parse()?, &images(migration.parse()?)).await?,
+        ["resume", migration] => {
+            let arrival = engine.find_arrival(migration.parse()?).await?.context("no such arrival")?;
+            let handle = engine.resume_hold(&arrival).await?;
+            decide(&engine, &arrival, handle, Instant::now()).await?;
+        }
         ["discard", migration, name] => engine.discard(migration.parse()?, &name.parse()?).await?,
         ["retire", name, epoch] => engine.retire(&name.parse()?, Epoch(epoch.parse()?)).await?,
         ["stop", name] => engine.stop(&name.parse()?, LIMIT).await?,
@@ -184,8 +190,17 @@ async fn restore(engine: &Bare, migration: MigrationId, images: &Path) -> anyhow
     engine.adopt(&arrival).await?;
     println!("adopt {:?}", started.elapsed());
     let request = RestoreRequest { image_dir: images.join("img"), work_dir: images.join("work") };
-    let mut handle = engine.restore(&arrival, &request).await?;
+    let handle = engine.restore(&arrival, &request).await?;
     println!("monitor started {:?}", started.elapsed());
+    decide(engine, &arrival, handle, started).await
+}
+
+async fn decide(
+    engine: &Bare,
+    arrival: &Arrival,
+    mut handle: RestoreHandle,
+    started: Instant,
+) -> anyhow::Result<()> {
     let pid = handle.held(LIMIT).await?;
     println!("held {:?} pid {pid}", started.elapsed());
     let mut line = String::new();
@@ -194,13 +209,13 @@ async fn restore(engine: &Bare, migration: MigrationId, images: &Path) -> anyhow
     if line.trim() != "go" {
         handle.abort(LIMIT).await?;
         println!("called off {:?}", started.elapsed());
-        return Ok(engine.discard(migration, arrival.name()).await?);
+        return Ok(engine.discard(arrival.migration, arrival.name()).await?);
     }
     handle.release(LIMIT).await?;
     println!("released {:?}", started.elapsed());
     let pid = handle.running(LIMIT).await?;
     println!("running {:?} pid {pid}", started.elapsed());
-    engine.settle(&arrival).await?;
+    engine.settle(arrival).await?;
     println!("settled {:?}", started.elapsed());
     Ok(())
 }
