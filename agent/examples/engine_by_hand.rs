@@ -2,9 +2,10 @@
 //! transport and journal.
 //!
 //! ```text
-//! engine_by_hand run NAME ROOTFS NETNS -- CMD...      engine_by_hand ps
+//! engine_by_hand run NAME ROOTFS|BUNDLE NETNS [SRC:DST...] -- CMD...
+//! engine_by_hand ps                                  engine_by_hand logs NAME
 //! engine_by_hand dump MIGRATION NAME                  engine_by_hand thaw NAME
-//! engine_by_hand room MIGRATION NAME EPOCH            engine_by_hand restore MIGRATION
+//! engine_by_hand room MIGRATION NAME EPOCH            engine_by_hand restore|resume MIGRATION
 //! engine_by_hand discard MIGRATION NAME               engine_by_hand retire NAME EPOCH
 //! engine_by_hand stop NAME                            engine_by_hand rm NAME
 //! engine_by_hand probe                                engine_by_hand hook ...
@@ -18,7 +19,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tranship_agent::criu;
-use tranship_agent::engine::{Bare, BareConfig, Engine, MovedContainer, RestoreRequest, Rootfs, RunSpec};
+use tranship_agent::engine::{
+    Arrival, Bare, BareConfig, Engine, MovedContainer, RestoreHandle, RestoreRequest, Rootfs, RunSpec,
+    Volume, VolumeSource,
+};
 use tranship_agent::hook::{HookServer, hook_main};
 use tranship_agent::runtime::{CheckpointRequest, Runc, RuncConfig, Runtime};
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
@@ -67,13 +71,24 @@ async fn run(args: &[String]) -> anyhow::Result<()> {
     let images = |migration: MigrationId| run_dir.join("images").join(migration.to_string());
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["run", name, rootfs, netns, "--", command @ ..] => {
+        ["run", name, rootfs, netns, rest @ ..] => {
+            let mut parts = rest.splitn(2, |w| *w == "--");
+            let (volumes, command) = (parts.next().unwrap_or_default(), parts.next().context("no -- CMD")?);
+            let volume = |text: &&str| {
+                let (source, destination) = text.split_once(':').context("use SRC:DST")?;
+                let source = match source.starts_with('/') {
+                    true => VolumeSource::Path(source.into()),
+                    false => VolumeSource::Managed(source.to_owned()),
+                };
+                anyhow::Ok(Volume { source, destination: destination.to_owned(), read_only: false })
+            };
+            let bundle = Path::new(rootfs).join("config.json").exists();
             let spec = RunSpec {
                 name: name.parse()?,
-                rootfs: Rootfs::Template(rootfs.into()),
+                rootfs: if bundle { Rootfs::Bundle(rootfs.into()) } else { Rootfs::Template(rootfs.into()) },
                 netns: netns.into(),
                 network: serde_json::Value::Null,
-                volumes: Vec::new(),
+                volumes: volumes.iter().map(volume).collect::<Result<_, _>>()?,
                 env: Vec::new(),
                 cwd: None,
                 user: None,
@@ -95,6 +110,12 @@ async fn run(args: &[String]) -> anyhow::Result<()> {
         ["dump", migration, name] => {
             dump(&engine, &*runc, migration.parse()?, &name.parse()?, &images(migration.parse()?)).await?
         }
+        ["logs", name] => {
+            let mut lines = engine.logs(&name.parse()?, false, Some(20)).await?;
+            while let Some(line) = lines.recv().await {
+                println!("{} {}", line.time, line.text);
+            }
+        }
         ["thaw", name] => runc.thaw(name, LIMIT).await?,
         ["room", migration, name, epoch] => {
             let moved =
@@ -106,6 +127,11 @@ async fn run(args: &[String]) -> anyhow::Result<()> {
             arrival.trees.iter().for_each(|t| println!("{} {}", t.index, t.receive.display()));
         }
         ["restore", migration] => restore(&engine, migration.parse()?, &images(migration.parse()?)).await?,
+        ["resume", migration] => {
+            let arrival = engine.find_arrival(migration.parse()?).await?.context("no such arrival")?;
+            let handle = engine.resume_hold(&arrival).await?;
+            decide(&engine, &arrival, handle, Instant::now()).await?;
+        }
         ["discard", migration, name] => engine.discard(migration.parse()?, &name.parse()?).await?,
         ["retire", name, epoch] => engine.retire(&name.parse()?, Epoch(epoch.parse()?)).await?,
         ["stop", name] => engine.stop(&name.parse()?, LIMIT).await?,
@@ -164,8 +190,17 @@ async fn restore(engine: &Bare, migration: MigrationId, images: &Path) -> anyhow
     engine.adopt(&arrival).await?;
     println!("adopt {:?}", started.elapsed());
     let request = RestoreRequest { image_dir: images.join("img"), work_dir: images.join("work") };
-    let mut handle = engine.restore(&arrival, &request).await?;
+    let handle = engine.restore(&arrival, &request).await?;
     println!("monitor started {:?}", started.elapsed());
+    decide(engine, &arrival, handle, started).await
+}
+
+async fn decide(
+    engine: &Bare,
+    arrival: &Arrival,
+    mut handle: RestoreHandle,
+    started: Instant,
+) -> anyhow::Result<()> {
     let pid = handle.held(LIMIT).await?;
     println!("held {:?} pid {pid}", started.elapsed());
     let mut line = String::new();
@@ -174,13 +209,13 @@ async fn restore(engine: &Bare, migration: MigrationId, images: &Path) -> anyhow
     if line.trim() != "go" {
         handle.abort(LIMIT).await?;
         println!("called off {:?}", started.elapsed());
-        return Ok(engine.discard(migration, arrival.name()).await?);
+        return Ok(engine.discard(arrival.migration, arrival.name()).await?);
     }
     handle.release(LIMIT).await?;
     println!("released {:?}", started.elapsed());
     let pid = handle.running(LIMIT).await?;
     println!("running {:?} pid {pid}", started.elapsed());
-    engine.settle(&arrival).await?;
+    engine.settle(arrival).await?;
     println!("settled {:?}", started.elapsed());
     Ok(())
 }

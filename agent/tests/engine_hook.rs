@@ -47,7 +47,8 @@ async fn go_and_nothing_else_is_success() {
     let server = HookServer::start(dir.path()).unwrap();
     let (go, abort) = (server.expect(id(1)), server.expect(id(2)));
     let (first, second) = (client(dir.path(), id(1)), client(dir.path(), id(2)));
-    tokio::time::timeout(LONG, async { tokio::join!(go.held(), abort.held()) }).await.unwrap();
+    let both = async { go.held().await.and(abort.held().await) };
+    tokio::time::timeout(LONG, both).await.unwrap().unwrap();
     assert!(go.connected());
     waits(&first).await;
     go.release().await.unwrap();

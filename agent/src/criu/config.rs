@@ -27,6 +27,8 @@ impl CriuConfig {
     /// # Errors
     /// When the path of the script cannot be written in that format.
     pub fn render(&self) -> io::Result<String> {
+        // No link-remap: CRIU removes the extra names at the end of a dump that leaves the container running,
+        // before the files are copied.
         // skip: the agent's own fence and gate stand in for CRIU's firewall rules.
         let mut text = format!("network-lock skip\nghost-limit {GHOST_LIMIT}\n");
         if let Some(seconds) = self.freeze_timeout {

@@ -107,7 +107,7 @@ const TABLE: &[Entry] = &[
     (
         &["Can't create link remap", "link-remap"],
         "a deleted file has another name and is still open",
-        "allow link remaps, or let the application close the file",
+        "let the application close the file, e.g. by restarting it",
     ),
     (
         &["Can't lookup mount=", "path="],

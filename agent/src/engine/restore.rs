@@ -156,9 +156,14 @@ impl RestoreHandle {
     /// [`super::Engine::discard`]'s.
     pub async fn abort(&mut self, limit: Duration) -> Result<()> {
         let told = async {
-            self.held.abort().await?;
-            if let Some(sync) = &mut self.sync {
-                let _ = sync.pid().await;
+            let Some(sync) = &mut self.sync else { return Ok(self.held.abort().await?) };
+            // A restore that has failed by itself hears nothing any more.
+            tokio::select! {
+                told = self.held.abort() => {
+                    told?;
+                    let _ = sync.pid().await;
+                }
+                _ = sync.pid() => {}
             }
             Ok(())
         };
