@@ -1,7 +1,7 @@
 //! The stream that one migration's messages travel on, seen from either side.
 //!
 //! A link is one bidirectional QUIC stream. It is lost as a whole: when reading or writing fails,
-//! [`LinkEvent::Lost`] comes once and the link is done. After the commit a new one is made; its
+//! [`LinkWord::Lost`] comes once and the link is done. After the commit a new one is made; its
 //! generation tells late words of an old link from the new one's.
 
 use crate::transport::endpoint::Connection;
