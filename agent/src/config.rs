@@ -80,6 +80,9 @@ pub struct Config {
     /// Logging.
     #[serde(default)]
     pub log: Log,
+    /// Faults on purpose.
+    #[serde(default)]
+    pub faults: crate::faults::FaultConfig,
 }
 
 /// Certificate files, PEM.
@@ -248,6 +251,7 @@ impl Config {
                 return Err((key, format!("{:?} is not an interface name", network.bridge)));
             }
         }
+        crate::faults::Faults::new(&self.faults).map_err(|why| ("faults.points".to_owned(), why))?;
         let mut seen = std::collections::HashSet::new();
         for host in &self.hosts {
             if !seen.insert(&host.name) {

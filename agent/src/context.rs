@@ -15,6 +15,8 @@ use tranship_proto::status::{Failure, Reason, Side};
 pub struct Context {
     /// Configuration.
     pub config: Config,
+    /// Faults on purpose.
+    pub faults: crate::faults::Faults,
     /// Decisions and history.
     pub journal: Journal,
     /// QUIC.

@@ -8,6 +8,7 @@ use crate::config::{Config, LogFormat};
 use crate::context::Context;
 use crate::criu::{self, Programs};
 use crate::engine::{Bare, BareConfig};
+use crate::faults::Faults;
 use crate::hook::HookServer;
 use crate::journal::Journal;
 use crate::migrate::registry::Migrations;
@@ -141,7 +142,9 @@ async fn live(config: Config) -> Result<()> {
     let engine = Bare::open(bare, runtime.clone(), hooks)?;
     let networks = Networks::new(config.networks.iter().map(|(name, n)| (name.clone(), n.bridge.clone())));
     let socket = config.socket();
+    let faults = Faults::new(&config.faults)?;
     let ctx = Arc::new(Context {
+        faults,
         config,
         journal,
         endpoint: endpoint.clone(),

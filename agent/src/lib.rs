@@ -7,6 +7,7 @@ pub mod context;
 pub mod criu;
 pub mod daemon;
 pub mod engine;
+pub mod faults;
 pub mod hook;
 pub mod journal;
 pub mod memory;
