@@ -16,6 +16,14 @@ fn probe() {
     if let Some((wrong, story)) = &found.wrong {
         println!("{wrong:?}\n{story}");
     }
-    println!("{} worlds {} moves depth {} whole {} endings {} in {:?}", found.worlds, found.moves, found.depth, found.whole, found.endings, t.elapsed());
+    println!(
+        "{} worlds {} moves depth {} whole {} endings {} in {:?}",
+        found.worlds,
+        found.moves,
+        found.depth,
+        found.whole,
+        found.endings,
+        t.elapsed()
+    );
     assert!(found.wrong.is_none());
 }

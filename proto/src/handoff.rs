@@ -155,6 +155,29 @@ pub enum Handoff {
     Position(Position),
 }
 
+impl Handoff {
+    /// Its name, for logs and fault points.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Handoff::Reserve(_) => "reserve",
+            Handoff::Reserved { .. } => "reserved",
+            Handoff::Refused(_) => "refused",
+            Handoff::PassDone { .. } => "pass_done",
+            Handoff::Frozen => "frozen",
+            Handoff::Prepare(_) => "prepare",
+            Handoff::Prepared { .. } => "prepared",
+            Handoff::Grant => "grant",
+            Handoff::Running(_) => "running",
+            Handoff::Retired => "retired",
+            Handoff::Closed => "closed",
+            Handoff::Abort(_) => "abort",
+            Handoff::Aborted => "aborted",
+            Handoff::Query => "query",
+            Handoff::Position(_) => "position",
+        }
+    }
+}
+
 /// Where a side is, for the other to decide what to send again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Position {

@@ -138,9 +138,7 @@ fn good_moves(model: &mut Model, world: &World, out: &mut Next) {
             Label::Told(_, Ev::Cancel | Ev::Deadline | Ev::Repeat | Ev::ReceiveFailed) => false,
             Label::Told(..) | Label::Did(..) | Label::Again(_) | Label::Connected(_) => true,
             // A step that cannot succeed fails.
-            Label::DidNot(who, _) => {
-                world.at(who).ops[0] != 0 && !possible(model, world, who)
-            }
+            Label::DidNot(who, _) => world.at(who).ops[0] != 0 && !possible(model, world, who),
             _ => false,
         };
         if good {

@@ -111,10 +111,7 @@ impl Machines {
                 S::Granting | S::Retiring(_) | S::Closing | S::Settling | S::Ended(None)
             ),
             backward: matches!(state, S::Stopping(_) | S::RollingBack(_) | S::Ended(Some(_))),
-            timed: matches!(
-                state,
-                S::Reserving | S::Staging | S::Freezing | S::Copying | S::Preparing(_)
-            ),
+            timed: matches!(state, S::Reserving | S::Staging | S::Freezing | S::Copying | S::Preparing(_)),
         });
         self.s_states.push(state);
         u8::try_from(self.s_states.len() - 1).unwrap()

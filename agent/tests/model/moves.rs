@@ -48,13 +48,8 @@ pub struct Misfortunes {
 }
 
 impl Misfortunes {
-    pub const ALL: Self = Self {
-        hold_dies: true,
-        source_power: true,
-        records_fail: true,
-        steps_fail: true,
-        cancels: true,
-    };
+    pub const ALL: Self =
+        Self { hold_dies: true, source_power: true, records_fail: true, steps_fail: true, cancels: true };
 }
 
 pub type Next = Vec<(Label, World)>;
@@ -328,7 +323,8 @@ impl Model {
             w.tell_later(who, event);
             out.push((label, w));
         };
-        let (did, did_not, after_all) = (Label::Did(who, op), Label::DidNot(who, op), Label::DidAfterAll(who, op));
+        let (did, did_not, after_all) =
+            (Label::Did(who, op), Label::DidNot(who, op), Label::DidAfterAll(who, op));
         match op {
             Op::Reserve => {
                 end(did_not, w, Ev::StepFailed);

@@ -7,6 +7,7 @@
 use super::machine::{Effect, Event, State};
 use super::work::Work;
 use crate::context::Context;
+use crate::faults::Action;
 use crate::journal::{Ownership, Record, now_ms};
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
 use crate::transport::endpoint::Connection;
@@ -230,7 +231,7 @@ impl Driver {
     }
 
     async fn perform(&mut self, effect: Effect) {
-        let (work, own) = (self.work.clone(), self.own.clone());
+        let (work, own, ctx) = (self.work.clone(), self.own.clone(), self.ctx.clone());
         match effect {
             Effect::Check => self.spawn(async move {
                 let result = work.check().await;
@@ -238,16 +239,16 @@ impl Driver {
             }),
             Effect::Record(record) => self.record(record).await,
             Effect::Receive => self.spawn(async move {
-                if let Err(f) = work.prepare_receive().await {
+                if let Err(f) = faulty(&ctx, "receive", work.prepare_receive()).await {
                     let _ = own.send(Input::Happened(Event::ReceiveFailed(f))).await;
                 }
             }),
             Effect::Restore(totals) => self.spawn(async move {
-                let result = work.restore(&totals).await;
+                let result = faulty(&ctx, "restore", work.restore(&totals)).await;
                 let _ = own.send(Input::Happened(Event::Restored(result))).await;
             }),
             Effect::Resume => self.spawn(async move {
-                let result = work.resume().await;
+                let result = faulty(&ctx, "resume", work.resume()).await;
                 let _ = own.send(Input::Happened(Event::Resumed(result))).await;
             }),
             Effect::Discard => self.spawn(async move {
@@ -255,12 +256,16 @@ impl Driver {
                 let _ = own.send(Input::Happened(Event::Discarded(result))).await;
             }),
             Effect::Send(body) => {
-                if let Some(link) = &self.link {
+                let fault = self.ctx.faults.pass(&format!("destination.send.{}", body.name())).await;
+                if let Some(link) = self.link.as_ref().filter(|_| fault != Some(Action::Drop)) {
+                    if fault == Some(Action::Repeat) {
+                        link.send(body.clone());
+                    }
                     link.send(body);
                 }
             }
             Effect::Reclaim => self.spawn(async move {
-                let result = work.reclaim().await;
+                let result = faulty(&ctx, "reclaim", work.reclaim()).await;
                 let _ = own.send(Input::Happened(Event::Restored(result))).await;
             }),
             Effect::Again(effect) => self.spawn(async move {
@@ -301,6 +306,12 @@ impl Driver {
     }
 
     async fn record(&mut self, record: Record) {
+        let point = format!("destination.record.{}", record.as_str());
+        if self.ctx.faults.pass(&format!("{point}.before")).await == Some(Action::Error) {
+            let f = Failure::new(Reason::Internal, Side::Destination, format!("fault at {point}"));
+            self.events.push_back(Event::RecordFailed(record, f));
+            return;
+        }
         let status = self.status.borrow().clone();
         let (id, epoch) = (status.migration, status.epoch);
         let written = if record == Record::Reserved {
@@ -313,6 +324,7 @@ impl Driver {
             });
             self.ctx.journal.record(id, Side::Destination, record, owner).await
         };
+        let _ = self.ctx.faults.pass(&format!("{point}.after")).await;
         self.events.push_back(match written {
             Ok(()) => Event::Recorded(record),
             Err(e) => {
@@ -373,6 +385,24 @@ impl Driver {
         }
         self.done = true;
         self.status.send_replace(status);
+    }
+}
+
+/// Runs a step between its two fault points.
+async fn faulty<T>(
+    ctx: &Context,
+    name: &str,
+    step: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let point = format!("destination.effect.{name}");
+    let failed = || Failure::new(Reason::Failed, Side::Destination, format!("fault at {point}"));
+    if ctx.faults.pass(&format!("{point}.before")).await == Some(Action::Error) {
+        return Err(failed());
+    }
+    let result = step.await;
+    match ctx.faults.pass(&format!("{point}.after")).await {
+        Some(Action::Error) => Err(failed()),
+        _ => result,
     }
 }
 

@@ -7,6 +7,7 @@
 use super::machine::{Effect, Event, State};
 use super::work::{Step, Work};
 use crate::context::Context;
+use crate::faults::Action;
 use crate::journal::{Ownership, Record, now_ms};
 use crate::migrate::events::EventLog;
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
@@ -199,7 +200,7 @@ impl Driver {
                 match what {
                     LinkWord::Message(Handoff::PassDone { index, pass }) => self.ctx_pass_done(index, pass),
                     LinkWord::Message(body) => {
-                        tracing::debug!(message = ?kind_of(&body), "from the destination");
+                        tracing::debug!(message = body.name(), "from the destination");
                         if let Handoff::Running(times) = &body {
                             self.measure(times);
                         }
@@ -265,7 +266,11 @@ impl Driver {
                 if matches!(body, Handoff::Grant) {
                     self.granted.get_or_insert_with(Instant::now);
                 }
-                if let Some(link) = &self.link {
+                let fault = self.ctx.faults.pass(&format!("source.send.{}", body.name())).await;
+                if let Some(link) = self.link.as_ref().filter(|_| fault != Some(Action::Drop)) {
+                    if fault == Some(Action::Repeat) {
+                        link.send(body.clone());
+                    }
                     link.send(body);
                 }
             }
@@ -297,11 +302,11 @@ impl Driver {
         if matches!(step, Step::Undo | Step::Retire) {
             self.stop_flag(false);
         }
-        let own = self.own.clone();
+        let (own, ctx) = (self.own.clone(), self.ctx.clone());
         let span = tracing::Span::current();
         tokio::spawn(tracing::Instrument::instrument(
             async move {
-                let event = work.run(step).await;
+                let event = faulty(&ctx, step, &mut work).await;
                 let _ = own.send(Input::StepEnded(work, event)).await;
             },
             span,
@@ -317,6 +322,12 @@ impl Driver {
     }
 
     async fn record(&mut self, record: Record) {
+        let point = format!("source.record.{}", record.as_str());
+        if self.ctx.faults.pass(&format!("{point}.before")).await == Some(Action::Error) {
+            let f = Failure::new(Reason::Internal, Side::Source, format!("fault at {point}"));
+            self.events.push_back(Event::RecordFailed(record, f));
+            return;
+        }
         let (id, epoch) = self.ids();
         let status = self.status.borrow().clone();
         let owner = match record {
@@ -336,6 +347,7 @@ impl Driver {
                 Event::RecordFailed(record, f)
             }
         };
+        let _ = self.ctx.faults.pass(&format!("{point}.after")).await;
         if matches!(event, Event::Recorded(Record::Released)) {
             tracing::info!(%epoch, "released: the container is the destination's");
         }
@@ -527,9 +539,19 @@ impl Driver {
     }
 }
 
-fn kind_of(body: &Handoff) -> String {
-    let text = format!("{body:?}");
-    text.split([' ', '(', '{']).next().unwrap_or_default().to_owned()
+/// Runs a step between its two fault points.
+async fn faulty(ctx: &Context, step: Step, work: &mut Work) -> Event {
+    let point = format!("source.effect.{}", step.name());
+    let failed = || Failure::new(Reason::Failed, Side::Source, format!("fault at {point}"));
+    let undoing = matches!(step, Step::Undo);
+    if ctx.faults.pass(&format!("{point}.before")).await == Some(Action::Error) && !undoing {
+        return Event::StepFailed(failed());
+    }
+    let event = work.run(step).await;
+    match ctx.faults.pass(&format!("{point}.after")).await {
+        Some(Action::Error) if !undoing => Event::StepFailed(failed()),
+        _ => event,
+    }
 }
 
 fn as_us(d: Duration) -> u64 {

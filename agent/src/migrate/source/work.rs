@@ -44,6 +44,20 @@ pub enum Step {
     Retire,
 }
 
+impl Step {
+    /// Its name in fault points.
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::Reserve => "reserve",
+            Step::Stage => "stage",
+            Step::Freeze => "freeze",
+            Step::Copy => "copy",
+            Step::Undo => "undo",
+            Step::Retire => "retire",
+        }
+    }
+}
+
 impl From<Step> for Effect {
     fn from(step: Step) -> Self {
         match step {
