@@ -3,7 +3,10 @@
 //! Flow-control windows are sized for bulk (16 MiB a stream), and bounded: the receiver's memory
 //! for one connection is at most [`RECEIVE_WINDOW`]. MTU discovery stays below 6553 bytes because
 //! ten segments of a GSO batch must fit into 64 KiB (quinn sends up to ten). The keep-alive is
-//! short, because during a freeze or a restore nothing else flows.
+//! short, because during a freeze or a restore nothing else flows; a container is frozen for as long
+//! as a vanished peer goes unnoticed. A restarted agent knows none of its connections: it answers
+//! their packets with stateless resets (RFC 9000 section 10.3), whose key follows from the private
+//! key of the host, so that the peer believes them and connects anew at once.
 
 use super::framing::{FrameError, read_message, write_message};
 use super::identity::Identity;
@@ -137,8 +140,8 @@ fn transport() -> Arc<TransportConfig> {
         .send_window(u64::from(RECEIVE_WINDOW))
         .max_concurrent_bidi_streams(VarInt::from_u32(64))
         .max_concurrent_uni_streams(VarInt::from_u32(128))
-        .max_idle_timeout(quinn::IdleTimeout::try_from(Duration::from_secs(20)).ok())
-        .keep_alive_interval(Some(Duration::from_secs(4)))
+        .max_idle_timeout(quinn::IdleTimeout::try_from(Duration::from_secs(8)).ok())
+        .keep_alive_interval(Some(Duration::from_secs(2)))
         .mtu_discovery_config(Some(mtu));
     Arc::new(t)
 }
@@ -196,6 +199,22 @@ pub fn load_tls(tls: &Tls) -> Result<(quinn::ServerConfig, quinn::ClientConfig),
     Ok((server, client))
 }
 
+/// An endpoint whose answers to packets of an earlier agent of this host are believed.
+fn endpoint_config(tls: &Tls) -> Result<EndpointConfig, TransportError> {
+    let pem = std::fs::read(&tls.key).map_err(|e| TransportError::Certificate {
+        what: "the private key",
+        path: tls.key.clone(),
+        why: e.to_string(),
+    })?;
+    let reset = blake3::derive_key("tranship 2026 QUIC stateless reset", &pem);
+    let ids = blake3::derive_key("tranship 2026 QUIC connection ids", &pem);
+    let ids = u64::from_le_bytes([ids[0], ids[1], ids[2], ids[3], ids[4], ids[5], ids[6], ids[7]]);
+    let mut config = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &reset)));
+    // Ids of an earlier agent must pass for ours, or they are not worth an answer.
+    config.cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(ids)));
+    Ok(config)
+}
+
 fn bind(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
@@ -220,7 +239,7 @@ impl Endpoint {
         let (server, client) = load_tls(&config.tls)?;
         let listen = |source| TransportError::Listen { address: config.listen, source };
         let socket = bind(config.listen).map_err(listen)?;
-        let mut endpoint = EndpointConfig::default();
+        let mut endpoint = endpoint_config(&config.tls)?;
         endpoint
             .max_udp_payload_size(MAX_UDP_PAYLOAD)
             .map_err(|e| TransportError::Tls(format!("UDP payload size: {e}")))?;
