@@ -1,6 +1,6 @@
 //! One pass over a tree: look at every name, send what the receiver lacks.
 //!
-//! Invariant: the model in [`Objects`] changes exactly when a record is sent, so it always says what the
+//! Invariant: the model in `Objects` changes exactly when a record is sent, so it always says what the
 //! receiver has. Hard links: the first name of an inode met in a pass leads; further names are sent as links
 //! to it unless they already stand for the same object at the receiver. Nothing is assumed about names not
 //! met yet.

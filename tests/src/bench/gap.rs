@@ -53,9 +53,6 @@ pub(super) fn run(options: &Gap) -> anyhow::Result<ExitCode> {
     }
     let (measured, environment) = result?;
     if let Some(path) = &options.json {
-        let raw = serde_json::json!({ "schema": 1, "environment": environment, "measurements": measured });
-        std::fs::write(path, serde_json::to_vec_pretty(&raw)?)
-            .with_context(|| format!("writing {}", path.display()))?;
         println!("raw data: {}", path.display());
     }
     println!("{environment}");
@@ -102,10 +99,19 @@ fn measure_all(
                     .with_context(|| format!("{contender}, {mib} MiB, run {run}"))?;
                 eprintln!("run {run}: {contender:12} {mib:5} MiB: silent for {}", millis(one.longest_gap_us));
                 measured.push(one);
+                // After each: an hour's figures must not go with the one that fails.
+                keep(options, &environment, &measured)?;
             }
         }
     }
     Ok((measured, environment))
+}
+
+fn keep(options: &Gap, environment: &serde_json::Value, measured: &[Measured]) -> anyhow::Result<()> {
+    let Some(path) = &options.json else { return Ok(()) };
+    let raw = serde_json::json!({ "schema": 1, "environment": environment, "measurements": measured });
+    std::fs::write(path, serde_json::to_vec_pretty(&raw)?)
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 fn measure(scene: &Scene, run: u32, contender: &'static str, mib: u32) -> anyhow::Result<Measured> {

@@ -46,13 +46,14 @@ pub struct Container {
 }
 
 impl Container {
-    /// A container with one interface in `lan`.
+    /// A container with one interface in `lan`, whose MAC address follows from its IPv4 address: a
+    /// second container at the same address must not wait until the client forgets the first.
     pub fn new(name: &str, image: &str, ip: &str, args: &[&str]) -> Self {
         Self {
             name: name.into(),
             image: image.into(),
             links: vec![("lan".into(), vec![ip.into()])],
-            mac: None,
+            mac: mac_of(ip),
             volumes: Vec::new(),
             args: args.iter().map(|a| (*a).to_owned()).collect(),
         }
@@ -318,6 +319,13 @@ impl Scene {
     }
 }
 
+/// `02:00` and the four bytes of an IPv4 address with prefix.
+fn mac_of(ip: &str) -> Option<String> {
+    let ip: std::net::Ipv4Addr = ip.split('/').next()?.parse().ok()?;
+    let [a, b, c, d] = ip.octets();
+    Some(format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}"))
+}
+
 /// Every `name` in the JSON of `ps`: an array, an object with one, or a line for each.
 fn names_in(text: &str) -> Vec<String> {
     fn walk(value: &serde_json::Value, names: &mut Vec<String>) {
@@ -341,6 +349,12 @@ fn names_in(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_mac_address_follows_from_the_address() {
+        assert_eq!(super::mac_of("10.77.1.5/16").as_deref(), Some("02:00:0a:4d:01:05"));
+        assert_eq!(super::mac_of("fd77::1/64"), None);
+    }
+
     #[test]
     fn names_are_found_in_any_of_the_usual_shapes() {
         for text in [
