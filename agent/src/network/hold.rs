@@ -1,0 +1,545 @@
+//! Packets for a container that does not run yet wait here instead of being lost.
+//!
+//! A lost packet is sent again only after 0.2, 0.6, 1.4 ... seconds, so a client sees an outage
+//! rounded up to one of these. A hold is a TAP device in the bridge of each of the container's
+//! networks, and an entry in the bridge that leads the container's MAC address there, whatever the
+//! bridge hears elsewhere. A thread reads what comes into a bounded queue. When the gate is open the
+//! frames go out of the container's port, then the entry is changed to that port: each frame takes
+//! one of the two ways, so none is lost or doubled, and all but those that pass within the moment
+//! of the change stay in order.
+//!
+//! All of it is gone with the descriptor, whatever becomes of this process. Rejected: packet
+//! sockets on the bridge's uplinks, which do not see packets from this host and its other
+//! containers, and cannot tell which frames the bridge delivers itself once the gate is open;
+//! netfilter's and traffic control's queues, which not every kernel has and which leave rules.
+//!
+//! The segment is told by reverse ARP from the container's MAC address, as hypervisors do: switches
+//! learn from it, neighbours have nothing to change, and it cannot be mistaken for an announcement
+//! of the container's. Such an announcement from elsewhere means that the container runs there: the
+//! hold gives way then, for the order to let go may have been lost.
+
+use super::error::{Attempt, NetworkError};
+use super::handle::Rt;
+use super::packet::{RawSocket, reverse_arp};
+use super::{Networks, Port, index_of, is_open, link};
+use futures_util::future::join_all;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use queue::{Held, Kind, Queue};
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use switch::Lead;
+use tap::Tap;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tranship_proto::error::WireError;
+use tranship_proto::ids::ContainerName;
+use tranship_proto::network::{Mac, NetCapture};
+
+mod queue;
+mod switch;
+mod tap;
+
+/// Pauses between calls to the segment, 1 s in all: the first ones because a last frame of the
+/// container's may have taught a switch the old place again.
+const CALLS: [u64; 8] = [2, 5, 13, 30, 50, 150, 250, 500];
+/// A frame of the container's may still be under way when its packets are caught.
+const GRACE: Duration = Duration::from_millis(100);
+/// Pause of the reader while the queue is full: what comes then is only counted.
+const NAP: Duration = Duration::from_millis(1);
+/// Frames read at one go.
+const READ_AT_ONCE: usize = 256;
+/// Frames sent at one go, and the pause after them: a receiver's buffer has room for about 250.
+const SEND_AT_ONCE: usize = 32;
+const PACE: Duration = Duration::from_micros(100);
+/// Attempts to send a frame that the kernel has no room for, [`PACE`] apart.
+const SEND_TRIES: usize = 50;
+/// After the change, for frames that were on their way through the bridge.
+const LINGER: Duration = Duration::from_millis(2);
+
+/// Bounds of a hold, over all links of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldLimits {
+    /// Memory of the frames that wait, bookkeeping included.
+    pub bytes: usize,
+    /// Frames that wait; one may be as long as 64 KiB when it is large receive offload's.
+    pub packets: usize,
+    /// Longest wait of a frame. TCP's maximum segment lifetime, twice this, is on the safe side.
+    pub age: Duration,
+}
+
+impl Default for HoldLimits {
+    fn default() -> Self {
+        Self { bytes: 4 << 20, packets: 4096, age: Duration::from_secs(60) }
+    }
+}
+
+/// What became of the packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HoldStats {
+    /// Frames that were taken in.
+    pub held: u64,
+    /// Frames that found no room, got too old or could not be sent. In a flood of more than the
+    /// kernel keeps for the reader (500 in a millisecond) it is a lower bound.
+    pub dropped: u64,
+    /// Frames that were delivered.
+    pub delivered: u64,
+    /// How long the oldest of them had waited.
+    pub longest: Duration,
+    /// The container was heard elsewhere, so the hold ended by itself.
+    pub gave_way: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is caught yet.
+    Ready,
+    Catching,
+    /// The gate is open: questions reach the container by themselves.
+    Delivering,
+    GaveWay,
+}
+
+/// One link of the container.
+struct Line {
+    tap: Tap,
+    /// The TAP device's.
+    index: u32,
+    mac: Mac,
+    addresses: Vec<IpAddr>,
+    port: Port,
+}
+
+struct State {
+    queue: Queue,
+    phase: Phase,
+    caught_at: Instant,
+    delivered: u64,
+    longest: Duration,
+    buffer: Vec<u8>,
+}
+
+struct Shared {
+    lines: Vec<Line>,
+    state: Mutex<State>,
+    /// The container was heard.
+    heard: Notify,
+}
+
+/// What reading left behind.
+#[derive(PartialEq, Eq)]
+enum Drained {
+    All,
+    /// There may be more.
+    Some,
+    /// There was no room.
+    Full,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what has arrived.
+    fn drain(&self, state: &mut State) -> io::Result<Drained> {
+        let State { queue, phase, caught_at, buffer, .. } = state;
+        let mut drained = Drained::All;
+        for (n, line) in self.lines.iter().enumerate() {
+            for turn in 0.. {
+                if turn == READ_AT_ONCE {
+                    drained = Drained::Some;
+                    break;
+                }
+                let Some(length) = line.tap.next(buffer)? else { break };
+                let (packet, now) = (&buffer[..length], Instant::now());
+                let wanted = match (&phase, queue::kind(packet, line.mac, &line.addresses)) {
+                    (Phase::Catching | Phase::Delivering, Kind::Own) => true,
+                    (Phase::Catching, Kind::Question) => true,
+                    (Phase::Catching, Kind::Claim) => {
+                        if now.duration_since(*caught_at) > GRACE {
+                            self.heard.notify_one();
+                        }
+                        false
+                    }
+                    _ => false,
+                };
+                if wanted && !queue.push(n, packet, now) {
+                    drained = Drained::Full;
+                }
+            }
+        }
+        Ok(drained)
+    }
+
+    /// The reader's thread, until the other end of `stopped` is closed.
+    fn read_until(&self, mut stopped: UnixStream) {
+        loop {
+            let mut fds = vec![PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+            fds.extend(self.lines.iter().map(|l| PollFd::new(l.tap.as_fd(), PollFlags::POLLIN)));
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+            if fds[0].any() == Some(true) && matches!(stopped.read(&mut [0]), Ok(0) | Err(_)) {
+                return;
+            }
+            let drained = self.drain(&mut self.lock());
+            match drained {
+                Ok(Drained::Full) => thread::sleep(NAP),
+                Ok(_) => {}
+                Err(e) => {
+                    // The device was removed by someone.
+                    tracing::warn!(%e, "packets are not held any more");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Asks the segment to send here what is for the container.
+    fn call(&self) -> Result<(), NetworkError> {
+        for l in &self.lines {
+            l.tap.send(&reverse_arp(l.mac)).attempt("call for packets to", l.mac.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Sends what waits until there is no more. Blocking.
+    fn send_all(&self, sockets: &[RawSocket]) -> Result<(), NetworkError> {
+        loop {
+            let (mut batch, mut more) = (Vec::with_capacity(SEND_AT_ONCE), false);
+            {
+                let mut state = self.lock();
+                more |= self.drain(&mut state).attempt("read", "held packets")? != Drained::All;
+                let now = Instant::now();
+                state.longest = state.longest.max(state.queue.wait(now));
+                while batch.len() < SEND_AT_ONCE
+                    && let Some(held) = state.queue.pop(now)
+                {
+                    batch.push(held);
+                }
+                more |= !state.queue.is_empty();
+            }
+            let mut sent = 0;
+            let result: Result<(), Errno> = batch.iter().try_for_each(|held| {
+                sent += u64::from(send(&sockets[held.line], held)?);
+                Ok(())
+            });
+            {
+                let mut state = self.lock();
+                state.delivered += sent;
+                state.queue.dropped += batch.len() as u64 - sent;
+            }
+            result.attempt("deliver", "held packets")?;
+            if !more {
+                return Ok(());
+            }
+            thread::sleep(PACE);
+        }
+    }
+}
+
+/// Was it sent? A frame that the kernel refuses as such is not.
+fn send(socket: &RawSocket, held: &Held) -> Result<bool, Errno> {
+    for _ in 0..SEND_TRIES {
+        match socket.try_send(&held.packet) {
+            Ok(()) => return Ok(true),
+            Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR) => thread::sleep(PACE),
+            Err(e @ (Errno::EINVAL | Errno::EMSGSIZE)) => {
+                tracing::debug!(%e, length = held.packet.len(), "a held packet cannot be sent");
+                return Ok(false);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
+}
+
+/// Packets of one container that wait. Ends when dropped; better call [`Self::deliver`] or
+/// [`Self::discard`], which return when nothing is left.
+pub struct PacketHold {
+    shared: Arc<Shared>,
+    host: Rt,
+    tasks: Tasks,
+    reader: thread::JoinHandle<()>,
+    // Closing it ends the reader.
+    stop: UnixStream,
+}
+
+/// Ended when dropped.
+#[derive(Default)]
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for t in &self.0 {
+            t.abort();
+        }
+    }
+}
+
+/// The name of a hold's device: `th` and the 11 digits of the port.
+fn device_of(port: &Port) -> String {
+    port.name.replacen("ts", "th", 1)
+}
+
+impl PacketHold {
+    /// Makes all that a hold needs, so that [`Self::catch`] is one message to the kernel. Nothing
+    /// changes for any packet yet. Takes some milliseconds for each link.
+    ///
+    /// # Errors
+    /// When a network is missing or its bridge runs the spanning tree protocol, when the container
+    /// claims a MAC address of this host, when there is a hold already, or no TAP device can be had.
+    pub async fn prepare(
+        container: &ContainerName,
+        capture: &NetCapture,
+        networks: &Networks,
+        limits: HoldLimits,
+    ) -> Result<Self, NetworkError> {
+        let mut host = Rt::host()?;
+        let own: Vec<Mac> = link::links(&mut host).await?.iter().filter_map(|l| l.mac).collect();
+        let mut lines = Vec::new();
+        for l in capture.ports().filter(|l| l.up) {
+            let (Some(mac), Some(network)) = (l.mac, &l.network) else { continue };
+            if own.contains(&mac) || !mac.is_station() {
+                let why = format!("{mac} of {} is an address of this host", l.name);
+                return Err(WireError::invalid("mac address", why).into());
+            }
+            let bridge = networks.bridge_link(&mut host, network).await?;
+            if bridge.stp {
+                return Err(NetworkError::SlowBridge { bridge: bridge.name });
+            }
+            let port = Port::of(container, &l.name);
+            let name = device_of(&port);
+            let tap = Tap::make(&name, mac).attempt("make TAP device", &name)?;
+            let mut outer = mac;
+            // Other than the address of the container's port, which differs in this byte, too.
+            outer.0[0] = 0xfe;
+            outer.0[5] ^= 0xff;
+            let alias = format!("tranship-hold:{container}:{}", l.name);
+            let index = switch::attach(&mut host, &name, outer, &bridge, alias).await?;
+            let addresses = l.addrs.iter().map(|a| a.ip).collect();
+            lines.push(Line { tap, index, mac, addresses, port });
+        }
+        let state = State {
+            queue: Queue::new(limits),
+            phase: Phase::Ready,
+            caught_at: Instant::now(),
+            delivered: 0,
+            longest: Duration::ZERO,
+            buffer: vec![0; tap::LONGEST],
+        };
+        let shared = Arc::new(Shared { lines, state: Mutex::new(state), heard: Notify::new() });
+        let (stop, stopped) = UnixStream::pair().attempt("make", "a socket pair")?;
+        let read = Arc::clone(&shared);
+        let reader = thread::Builder::new()
+            .name("packet-hold".into())
+            .spawn(move || read.read_until(stopped))
+            .attempt("start", "the reader of held packets")?;
+        Ok(Self { shared, host, tasks: Tasks::default(), reader, stop })
+    }
+
+    /// From now on what reaches this host's bridges for the container waits.
+    ///
+    /// # Errors
+    /// When a bridge cannot be told; what was told is undone with this hold.
+    pub async fn catch(&mut self) -> Result<(), NetworkError> {
+        {
+            let mut state = self.shared.lock();
+            state.phase = Phase::Catching;
+            state.caught_at = Instant::now();
+        }
+        self.lead_all(|l| Ok(l.index), Lead::Fixed).await?;
+        let shared = Arc::clone(&self.shared);
+        self.tasks.0.push(tokio::spawn(give_way_when_heard(shared)));
+        Ok(())
+    }
+
+    /// Tells the segment to send here what is for the container: once before this returns, and
+    /// eight times within a second in the background.
+    ///
+    /// # Errors
+    /// When the first call could not be sent.
+    pub fn attract(&mut self) -> Result<(), NetworkError> {
+        self.shared.call()?;
+        let shared = Arc::clone(&self.shared);
+        self.tasks.0.push(tokio::spawn(async move {
+            for pause in CALLS {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                if shared.lock().phase != Phase::Catching {
+                    return;
+                }
+                if let Err(e) = shared.call() {
+                    tracing::debug!(%e, "call for packets not repeated");
+                    return;
+                }
+            }
+        }));
+        Ok(())
+    }
+
+    /// [`Self::prepare`], [`Self::catch`] and [`Self::attract`]: for a destination that is told
+    /// when the source has been fenced.
+    ///
+    /// # Errors
+    /// As theirs; nothing is left then.
+    pub async fn start(
+        container: &ContainerName,
+        capture: &NetCapture,
+        networks: &Networks,
+        limits: HoldLimits,
+    ) -> Result<Self, NetworkError> {
+        let mut hold = Self::prepare(container, capture, networks, limits).await?;
+        let started = match hold.catch().await {
+            Ok(()) => hold.attract(),
+            e => e,
+        };
+        match started {
+            Ok(()) => Ok(hold),
+            Err(e) => {
+                hold.discard().await;
+                Err(e)
+            }
+        }
+    }
+
+    /// What was held and dropped up to now.
+    pub fn stats(&self) -> HoldStats {
+        let state = self.shared.lock();
+        HoldStats {
+            held: state.queue.held,
+            dropped: state.queue.dropped,
+            delivered: state.delivered,
+            longest: state.longest,
+            gave_way: state.phase == Phase::GaveWay,
+        }
+    }
+
+    /// Sends what waits to the container, in order, and lets the bridges do it from then on. Call it
+    /// when the gate is open; the first packet goes out at once. Returns some 10 to 50 ms after the
+    /// last one, when nothing is left of the hold: there is no need to wait for that.
+    ///
+    /// When cancelled, packets that still wait are lost.
+    ///
+    /// # Errors
+    /// When a port is missing or shut: what waits is lost, and nothing is left of the hold.
+    pub async fn deliver(mut self) -> Result<HoldStats, NetworkError> {
+        let done = self.pass_on().await;
+        let stats = self.stats();
+        self.finish().await;
+        done.map(|()| stats)
+    }
+
+    async fn pass_on(&mut self) -> Result<(), NetworkError> {
+        {
+            let mut state = self.shared.lock();
+            if state.phase != Phase::Catching {
+                return Ok(());
+            }
+            state.phase = Phase::Delivering;
+        }
+        let sockets = Arc::new(self.shared.lines.iter().map(socket_to).collect::<Result<Vec<_>, _>>()?);
+        self.send_all(&sockets).await?;
+        if let Err(e) = self.lead_all(|l| index_of(&l.port.name), Lead::Learnt).await {
+            // The entry goes with the device; until then nothing is lost.
+            tracing::warn!(%e, "the bridge has to find the container by itself");
+        }
+        self.send_all(&sockets).await?;
+        tokio::time::sleep(LINGER).await;
+        self.send_all(&sockets).await
+    }
+
+    async fn send_all(&self, sockets: &Arc<Vec<RawSocket>>) -> Result<(), NetworkError> {
+        let (shared, sockets) = (Arc::clone(&self.shared), Arc::clone(sockets));
+        let sent = tokio::task::spawn_blocking(move || shared.send_all(&sockets)).await;
+        sent.map_err(io::Error::other).attempt("deliver", "held packets")?
+    }
+
+    async fn lead_all(
+        &mut self,
+        to: impl Fn(&Line) -> Result<u32, NetworkError>,
+        lead: Lead,
+    ) -> Result<(), NetworkError> {
+        let mut pending = Vec::new();
+        for l in &self.shared.lines {
+            let what = format!("{} to {}", l.mac, l.port.name);
+            let told = switch::lead(&mut self.host, l.mac, to(l)?, lead).attempt("lead", &what)?;
+            pending.push(async move { told.await.attempt("lead", what) });
+        }
+        join_all(pending).await.into_iter().collect()
+    }
+
+    /// For a roll-back: throws away what waits. Nothing is left when it returns.
+    pub async fn discard(self) {
+        self.finish().await;
+    }
+
+    async fn finish(self) {
+        let Self { shared, host: _, mut tasks, reader, stop } = self;
+        for t in std::mem::take(&mut tasks.0) {
+            t.abort();
+            // Aborted or not, it is over.
+            let _ = t.await;
+        }
+        drop(stop);
+        let ended = tokio::task::spawn_blocking(move || {
+            let ended = reader.join();
+            // Closing a TAP device waits for the kernel.
+            drop(shared);
+            ended
+        });
+        if !matches!(ended.await, Ok(Ok(()))) {
+            tracing::error!("the reader of held packets died");
+        }
+    }
+}
+
+fn socket_to(line: &Line) -> Result<RawSocket, NetworkError> {
+    let open = || {
+        let socket = RawSocket::open(index_of(&line.port.name)?, 0).attempt("open", "a packet socket")?;
+        socket.expect_virtio_header().attempt("configure", "a packet socket")?;
+        Ok(socket)
+    };
+    open()
+}
+
+/// Ends the catching when the container is heard and it is not the one here.
+async fn give_way_when_heard(shared: Arc<Shared>) {
+    loop {
+        shared.heard.notified().await;
+        match gives_way(&shared).await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(e) => tracing::warn!(%e, "packets go on being held for a container that runs elsewhere"),
+        }
+    }
+}
+
+async fn gives_way(shared: &Shared) -> Result<bool, NetworkError> {
+    for l in &shared.lines {
+        if is_open(&l.port).await? {
+            return Ok(false);
+        }
+    }
+    {
+        let mut state = shared.lock();
+        if state.phase != Phase::Catching {
+            return Ok(true);
+        }
+        state.phase = Phase::GaveWay;
+        state.queue.dropped += state.queue.len() as u64;
+        state.queue.clear();
+    }
+    tracing::warn!("the container was heard elsewhere, packets for it are not held any more");
+    let mut host = Rt::host()?;
+    for l in &shared.lines {
+        switch::forget(&mut host, l.mac, l.index).await.attempt("let go of", l.mac.to_string())?;
+    }
+    Ok(true)
+}
