@@ -95,6 +95,15 @@ pub struct HoldStats {
     pub gave_way: bool,
 }
 
+/// A packet that waited at one host and goes on waiting at another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldPacket {
+    /// Name of the link inside the container.
+    pub link: String,
+    /// A complete Ethernet frame without check sequence, 14 bytes and up.
+    pub frame: Vec<u8>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Nothing is caught yet.
@@ -473,6 +482,68 @@ impl PacketHold {
             pending.push(async move { told.await.attempt("lead", what) });
         }
         join_all(pending).await.into_iter().collect()
+    }
+
+    /// For the source, when the destination has begun to attract packets: what waits here, oldest
+    /// first, to be adopted there. Packets that come later find their way by themselves.
+    ///
+    /// Frames of large receive offload are dropped and counted: their sender repeats them as soon as
+    /// it is told of those that follow.
+    ///
+    /// # Errors
+    /// When a device cannot be read; what waits is lost, and nothing is left of the hold.
+    pub async fn collect(mut self) -> Result<(Vec<HeldPacket>, HoldStats), NetworkError> {
+        let mut packets = Vec::new();
+        for l in &self.shared.lines {
+            if let Err(e) = switch::forget(&mut self.host, l.mac, l.index).await {
+                tracing::debug!(%e, "the bridge has forgotten already");
+            }
+        }
+        tokio::time::sleep(LINGER).await;
+        let drained = {
+            let mut state = self.shared.lock();
+            let drained = self.shared.drain(&mut state).attempt("read", "held packets");
+            state.phase = Phase::Delivering;
+            while let Some(held) = state.queue.pop(Instant::now()) {
+                match queue::finished(&held.packet) {
+                    Ok(frame) => {
+                        let link = self.shared.lines[held.line].port.link.clone();
+                        state.delivered += 1;
+                        packets.push(HeldPacket { link, frame });
+                    }
+                    Err(queue::Unfinished) => state.queue.dropped += 1,
+                }
+            }
+            drained
+        };
+        let stats = self.stats();
+        self.finish().await;
+        drained.map(|_| (packets, stats))
+    }
+
+    /// For the destination: takes in what waited at the source, before all that waits here.
+    /// Packets are a peer's: they go to the container or nowhere, and within the bounds.
+    /// Returns how many were refused because they are none for the container.
+    pub fn adopt(&mut self, packets: Vec<HeldPacket>) -> usize {
+        let mut refused = 0;
+        let mut earlier = Vec::new();
+        for HeldPacket { link, frame } in packets {
+            let line = self.shared.lines.iter().position(|l| l.port.link == link);
+            let packet: Box<[u8]> = [0; tap::VNET_HEADER].into_iter().chain(frame).collect();
+            let fits = |l: &Line| {
+                packet.len() <= tap::LONGEST
+                    && matches!(queue::kind(&packet, l.mac, &l.addresses), Kind::Own | Kind::Question)
+            };
+            match line {
+                Some(n) if fits(&self.shared.lines[n]) => earlier.push((n, packet)),
+                _ => refused += 1,
+            }
+        }
+        let mut state = self.shared.lock();
+        if state.phase == Phase::Catching {
+            state.queue.put_before(earlier, Instant::now());
+        }
+        refused
     }
 
     /// For a roll-back: throws away what waits. Nothing is left when it returns.

@@ -54,12 +54,12 @@ impl Segment {
         inside(&switch, "ip link set far-br0 master br0 up");
         for (ns, far) in [(&source, "to-source"), (&client, "to-client")] {
             let path = ns.path().display();
-            inside(&switch, &format!("ip link add {far} type veth peer name up netns {path}"));
+            inside(&switch, &format!("ip link add {far} type veth peer name nic netns {path}"));
             inside(&switch, &format!("ip link set {far} master br0 up"));
         }
-        inside(&source, "ip link add br0 type bridge && ip link set br0 up && ip link set up master br0 up");
-        inside(&client, "ip link set lo up && ip link set up up && ip addr add 10.77.254.1/16 dev up");
-        inside(&client, "ip addr add fd77::fe:1/64 dev up nodad");
+        inside(&source, "ip link add br0 type bridge && ip link set br0 up && ip link set nic master br0 up");
+        inside(&client, "ip link set lo up && ip link set nic up && ip addr add 10.77.254.1/16 dev nic");
+        inside(&client, "ip addr add fd77::fe:1/64 dev nic nodad");
         let container = name("web");
         let netns = Netns::create(dir, &container).await.unwrap();
         let link = request("eth0", "lan", &["10.77.1.5/16", "fd77::1:5/64"]);
@@ -70,17 +70,37 @@ impl Segment {
         let s = Self { host, source, switch, client, container, netns, port, capture, mac };
         sh(&format!("ip link set {} netns {}", s.port.name, s.source.path().display()));
         inside(&s.source, &format!("ip link set {} master br0 up", s.port.name));
-        s.settle(|s| inside(&s.client, &format!("ping -c 1 -W 1 {V4} >/dev/null || true; ip neigh"))).await;
-        inside(&s.client, &format!("ping -c 1 -W 1 {V6} >/dev/null"));
+        s.meet().await;
         s
     }
 
-    /// Until the client knows the container.
-    async fn settle(&self, look: impl Fn(&Self) -> String) {
+    /// Until container and client have heard each other and the switch both, where they are now.
+    pub async fn meet(&self) {
         let until = Instant::now() + Duration::from_secs(10);
-        while !look(self).contains(&self.mac.to_string()) {
+        let known = |list: String| list.lines().filter(|l| l.contains("lladdr")).count() >= 2;
+        loop {
+            for (ns, to) in [(&self.client, [V4, V6]), (&self.netns, ["10.77.254.1", "fd77::fe:1"])] {
+                for to in to {
+                    sender(ns, to, 1, Duration::ZERO, 4).join().unwrap();
+                }
+            }
+            rest(50).await;
+            if known(inside(&self.client, "ip neigh")) && known(inside(&self.netns, "ip neigh")) {
+                return;
+            }
             assert!(Instant::now() < until, "the segment does not work");
         }
+    }
+
+    /// Carries the container back, open.
+    pub async fn carry_back(&self) {
+        // Until the last announcement.
+        rest(2200).await;
+        fence(std::slice::from_ref(&self.port)).await.unwrap();
+        sh(&format!("ip link set {} netns {}", self.port.name, self.source.path().display()));
+        inside(&self.source, &format!("ip link set {} master br0 up", self.port.name));
+        rest(50).await;
+        self.meet().await;
     }
 
     pub async fn prepare(&self, limits: HoldLimits) -> PacketHold {
@@ -108,12 +128,11 @@ impl Segment {
     /// The port's end of an outage: open, deliver, announce.
     pub async fn resume(&self, hold: Option<PacketHold>) -> HoldStats {
         open_gate(std::slice::from_ref(&self.port)).await.unwrap();
-        let stats = match hold {
+        announce(&self.netns, &self.capture).await.unwrap();
+        match hold {
             Some(hold) => hold.deliver().await.unwrap(),
             None => HoldStats::default(),
-        };
-        announce(&self.netns, &self.capture).await.unwrap();
-        stats
+        }
     }
 
     pub async fn end(self) {
@@ -126,6 +145,41 @@ impl Segment {
     /// What would be left of a hold here.
     pub fn traces(&self) -> String {
         sh(&format!("ip -o link | grep -o ' th[0-9a-f]*' || true; bridge fdb | grep {} || true", self.mac))
+    }
+}
+
+/// The source's own hold, run inside its namespace.
+pub struct AtSource {
+    collect: std::sync::mpsc::Sender<()>,
+    thread: JoinHandle<(Vec<HeldPacket>, HoldStats)>,
+}
+
+impl AtSource {
+    /// Catches what is for the container at the source.
+    pub fn catch(s: &Segment) -> Self {
+        let (collect, told) = std::sync::mpsc::channel();
+        let (ready, caught) = std::sync::mpsc::channel();
+        let (container, capture, networks) =
+            (s.container.clone(), s.capture.clone(), s.host.networks.clone());
+        let thread = in_ns(&s.source, move || {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let limits = HoldLimits::default();
+                let mut hold = PacketHold::prepare(&container, &capture, &networks, limits).await.unwrap();
+                hold.catch().await.unwrap();
+                ready.send(()).unwrap();
+                told.recv().unwrap();
+                hold.collect().await.unwrap()
+            })
+        });
+        caught.recv().unwrap();
+        Self { collect, thread }
+    }
+
+    pub fn collect(self) -> (Vec<HeldPacket>, HoldStats) {
+        self.collect.send(()).unwrap();
+        self.thread.join().unwrap()
     }
 }
 
@@ -163,7 +217,7 @@ pub fn sender(
         let s = UdpSocket::bind((any, 0)).unwrap();
         s.connect((to, 7000)).unwrap();
         let start = Instant::now();
-        let mut sent = Vec::new();
+        let (mut sent, mut refused) = (Vec::new(), 0);
         for n in 0..count {
             if let Some(wait) = (start + pause * n).checked_duration_since(Instant::now())
                 && !wait.is_zero()
@@ -173,9 +227,10 @@ pub fn sender(
             let mut packet = vec![0x5a; length];
             packet[..4].copy_from_slice(&n.to_be_bytes());
             sent.push(Instant::now());
-            // An error is an answer by someone, such as a refused connection.
-            s.send(&packet).unwrap();
+            // An error is an answer by someone: ECONNREFUSED.
+            refused += u32::from(s.send(&packet).is_err());
         }
+        assert!(count == 1 || refused == 0, "somebody answered {refused} times");
         sent
     })
 }

@@ -61,6 +61,24 @@ impl Queue {
         true
     }
 
+    /// Takes in what arrived elsewhere and earlier, as far as there is room.
+    pub(super) fn put_before(&mut self, earlier: impl IntoIterator<Item = (usize, Box<[u8]>)>, now: Instant) {
+        let mut tail = std::mem::take(&mut self.frames);
+        for (line, packet) in earlier {
+            let held = Held { line, packet, at: now };
+            if self.frames.len() + tail.len() >= self.limits.packets
+                || self.bytes + held.cost() > self.limits.bytes
+            {
+                self.dropped += 1;
+                continue;
+            }
+            self.held += 1;
+            self.bytes += held.cost();
+            self.frames.push_back(held);
+        }
+        self.frames.append(&mut tail);
+    }
+
     fn pop_front(&mut self) -> Option<Held> {
         let f = self.frames.pop_front()?;
         self.bytes -= f.cost();
@@ -98,6 +116,37 @@ impl Queue {
     }
 }
 
+/// Why a frame cannot be handed on as it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unfinished;
+
+/// The frame alone, with the checksum that was left to the hardware. Large offloads are refused: to
+/// cut them is the kernel's business, and what follows them makes their sender repeat them.
+pub(super) fn finished(packet: &[u8]) -> Result<Vec<u8>, Unfinished> {
+    const NEEDS_CHECKSUM: u8 = 1;
+    let (header, frame) = packet.split_at_checked(VNET_HEADER).ok_or(Unfinished)?;
+    let mut frame = frame.to_vec();
+    // Any kind of segmentation.
+    if header[1] != 0 {
+        return Err(Unfinished);
+    }
+    if header[0] & NEEDS_CHECKSUM != 0 {
+        let number = |at: usize| usize::from(u16::from_ne_bytes([header[at], header[at + 1]]));
+        let (start, place) = (number(6), number(6) + number(8));
+        let mut sum: u64 = 0;
+        for pair in frame.get(start..).ok_or(Unfinished)?.chunks(2) {
+            sum += u64::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        }
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        // Zero would mean none in UDP; to TCP both are the same.
+        let sum = if sum == 0xffff { 0xffff } else { !(sum as u16) };
+        frame.get_mut(place..place + 2).ok_or(Unfinished)?.copy_from_slice(&sum.to_be_bytes());
+    }
+    Ok(frame)
+}
+
 /// What a frame is to a container's link.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -131,7 +180,9 @@ pub(super) fn kind(packet: &[u8], mac: Mac, addresses: &[IpAddr]) -> Kind {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::packet::{arp_announcement, arp_probe, neighbour_solicitation};
+    use super::super::super::packet::{
+        ICMPV6, arp_announcement, arp_probe, neighbour_advertisement, neighbour_solicitation,
+    };
     use super::*;
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 5]);
@@ -170,6 +221,45 @@ mod tests {
         assert_eq!(q.pop(late).unwrap().packet[0], 2);
         assert!(q.pop(late + 2 * LIMITS.age).is_none());
         assert_eq!((q.dropped, q.bytes), (3, 0));
+    }
+
+    #[test]
+    fn what_came_earlier_goes_before() {
+        let now = Instant::now();
+        let mut q = Queue::new(LIMITS);
+        q.push(0, &[3], now);
+        q.put_before([1u8, 2, 9].map(|n| (0, Box::from([n]))), now);
+        assert_eq!((q.held, q.dropped, q.bytes), (3, 1, 3 * cost(1)));
+        let order: Vec<u8> = std::iter::from_fn(|| q.pop(now)).map(|f| f.packet[0]).collect();
+        assert_eq!(order, [1, 2, 3]);
+        assert_eq!(q.bytes, 0);
+    }
+
+    #[test]
+    fn checksums_are_finished() {
+        let advertisement = neighbour_advertisement(MAC, "fd77::1:5".parse().unwrap());
+        let mut frame = advertisement.clone();
+        // As a sender leaves it: the pseudo header's sum, not inverted, in place of the checksum.
+        let mut pseudo: u32 = u32::from(ICMPV6) + 32;
+        for pair in frame[22..54].chunks(2) {
+            pseudo += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+        }
+        let pseudo = (pseudo & 0xffff) + (pseudo >> 16);
+        frame[56..58].copy_from_slice(&(pseudo as u16).to_be_bytes());
+        let with = |flags: u8, gso: u8, start: u16, offset: u16| {
+            let mut p = vec![flags, gso, 0, 0, 0, 0];
+            p.extend(start.to_ne_bytes());
+            p.extend(offset.to_ne_bytes());
+            p.extend(&frame);
+            p
+        };
+        assert_eq!(finished(&with(1, 0, 54, 2)).unwrap(), advertisement);
+        assert_eq!(finished(&with(0, 0, 54, 2)).unwrap(), frame);
+        assert_eq!(finished(&with(1, 1, 54, 2)), Err(Unfinished));
+        assert_eq!(finished(&with(1, 0, 54, 31)), Err(Unfinished));
+        assert_eq!(finished(&with(1, 0, 87, 0)), Err(Unfinished));
+        assert_eq!(finished(&with(1, 0, u16::MAX, u16::MAX)), Err(Unfinished));
+        assert_eq!(finished(&[0; 9]), Err(Unfinished));
     }
 
     #[test]

@@ -16,12 +16,7 @@ use rtnetlink::packet_route::neighbour::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::io;
-use std::time::Duration;
-use tokio::time::Instant;
 use tranship_proto::network::Mac;
-
-const LOOK: Duration = Duration::from_micros(500);
-const SETTLE: Duration = Duration::from_millis(1500);
 
 /// A link by name, with attributes to be set.
 fn named(name: &str, attributes: impl IntoIterator<Item = LinkAttribute>) -> LinkMessage {
@@ -32,7 +27,7 @@ fn named(name: &str, attributes: impl IntoIterator<Item = LinkAttribute>) -> Lin
 }
 
 /// Makes a new TAP device a port of a bridge that gets what is flooded to all and what is led to
-/// it, and from whose frames the bridge learns nothing. Returns its index when it is running.
+/// it, and from whose frames the bridge learns nothing. Returns its index.
 pub(super) async fn attach(
     host: &mut Rt,
     name: &str,
@@ -65,14 +60,9 @@ pub(super) async fn attach(
     // Data of a port is heeded in this message only (`rtnl_changelink`).
     host.change(RouteNetlinkMessage::NewLink(named(name, [port])), 0).await.attempt("configure", what())?;
     host.change(link::set_up(name, true), 0).await.attempt("set up", what())?;
-    let until = Instant::now() + SETTLE;
-    loop {
-        match link::find(host, name).await? {
-            Some(l) if l.running => return Ok(l.index),
-            Some(_) if Instant::now() < until => tokio::time::sleep(LOOK).await,
-            _ => return Err(io::Error::from(io::ErrorKind::TimedOut)).attempt("wait for", what()),
-        }
-    }
+    // A TAP device has its carrier from the start, so there is nothing to wait for.
+    let made = link::find(host, name).await?;
+    made.map(|l| l.index).ok_or(io::ErrorKind::NotFound).attempt("find", what())
 }
 
 fn entry(port: u32, mac: Mac, state: NeighbourState, flags: NeighbourFlags) -> NeighbourMessage {
