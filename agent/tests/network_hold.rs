@@ -11,7 +11,8 @@ use network_lab::{inside, on_host};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tranship_agent::network::*;
 
@@ -72,9 +73,7 @@ fn no_udp_errors(s: &Segment) {
 fn numbered_packets_across_a_freeze() {
     on_host(|host| async move {
         let s = Segment::new(host).await;
-        for (to, rate, at_source) in
-            [(V4, 1, false), (V6, 1, false), (V4, 1, true), (V6, 1, true), (V4, 10, false), (V4, 10, true)]
-        {
+        for (to, rate, at_source) in [(V4, 1, false), (V6, 1, true), (V6, 10, false), (V4, 10, true)] {
             let mut hold = s.prepare(HoldLimits::default()).await;
             let got = receiver(&s.netns, to, 8 << 20);
             let sent = sender(&s.client, to, 900 * rate, MS / rate, 100);
@@ -125,15 +124,17 @@ fn numbered_packets_across_a_freeze() {
 
 /// A server that answers as long as it is not frozen, and a client that asks again a millisecond
 /// after each answer and says how long it waited for the slowest one.
-fn ping_pong(s: &Segment, freezer: &Arc<Mutex<()>>) -> std::thread::JoinHandle<Duration> {
+fn ping_pong(s: &Segment, frozen: &Arc<AtomicBool>) -> std::thread::JoinHandle<Duration> {
     let listener = in_ns(&s.netns, || TcpListener::bind((V4, 7001)).unwrap()).join().unwrap();
-    let freezer = Arc::clone(freezer);
+    let frozen = Arc::clone(frozen);
     std::thread::spawn(move || {
         let (mut c, _) = listener.accept().unwrap();
         c.set_nodelay(true).unwrap();
         let mut b = [0; 4];
         while c.read_exact(&mut b).is_ok() {
-            let _runs = freezer.lock().unwrap();
+            while frozen.load(Ordering::SeqCst) {
+                std::thread::sleep(MS / 10);
+            }
             c.write_all(&b).unwrap();
         }
     });
@@ -169,7 +170,7 @@ fn a_client_sees_the_outage_itself() {
         let s = Segment::new(host).await;
         let mut added = Vec::new();
         let kinds = [How::Dropped, How::Held, How::HeldAtBoth];
-        for (how, pause) in [(350, 3), (80, 2)]
+        for (how, pause) in [(350, 2), (80, 2)]
             .into_iter()
             .flat_map(|(ms, n)| kinds.repeat(n).into_iter().map(move |k| (k, ms)))
         {
@@ -177,13 +178,13 @@ fn a_client_sees_the_outage_itself() {
                 How::Dropped => None,
                 _ => Some(s.prepare(HoldLimits::default()).await),
             };
-            let freezer = Arc::new(Mutex::new(()));
-            let client = ping_pong(&s, &freezer);
+            let frozen = Arc::new(AtomicBool::new(false));
+            let client = ping_pong(&s, &frozen);
             rest(300).await;
             let t = Instant::now();
             let at_source = (how == How::HeldAtBoth).then(|| AtSource::catch(&s));
             s.fence_source();
-            let frozen = freezer.lock().unwrap();
+            frozen.store(true, Ordering::SeqCst);
             if let Some(hold) = &mut hold {
                 hold.catch().await.unwrap();
                 hold.attract().unwrap();
@@ -195,7 +196,7 @@ fn a_client_sees_the_outage_itself() {
             s.carry();
             open_gate(std::slice::from_ref(&s.port)).await.unwrap();
             let outage = t.elapsed();
-            drop(frozen);
+            frozen.store(false, Ordering::SeqCst);
             let stats = s.resume(hold).await;
             let gap = client.join().unwrap();
             eprintln!("{how:?}: outage {outage:?}, the client saw {gap:?}, held {}", stats.held);

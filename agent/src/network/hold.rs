@@ -20,17 +20,15 @@
 
 use super::error::{Attempt, NetworkError};
 use super::handle::Rt;
-use super::packet::{RawSocket, reverse_arp};
-use super::{Networks, Port, index_of, is_open, link};
+use super::packet::RawSocket;
+use super::{Networks, Port, index_of, link};
+use frame::Kind;
 use futures_util::future::join_all;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use queue::{Held, Kind, Queue};
-use std::io::{self, Read};
-use std::net::IpAddr;
-use std::os::fd::AsFd;
+use line::{Line, Phase, Shared, State, give_way_when_heard, socket_to};
+use queue::Queue;
+use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use switch::Lead;
@@ -41,6 +39,8 @@ use tranship_proto::error::WireError;
 use tranship_proto::ids::ContainerName;
 use tranship_proto::network::{Mac, NetCapture};
 
+mod frame;
+mod line;
 mod queue;
 mod switch;
 mod tap;
@@ -48,17 +48,6 @@ mod tap;
 /// Pauses between calls to the segment, 1 s in all: the first ones because a last frame of the
 /// container's may have taught a switch the old place again.
 const CALLS: [u64; 8] = [2, 5, 13, 30, 50, 150, 250, 500];
-/// A frame of the container's may still be under way when its packets are caught.
-const GRACE: Duration = Duration::from_millis(100);
-/// Pause of the reader while the queue is full: what comes then is only counted.
-const NAP: Duration = Duration::from_millis(1);
-/// Frames read at one go.
-const READ_AT_ONCE: usize = 256;
-/// Frames sent at one go, and the pause after them: a receiver's buffer has room for about 250.
-const SEND_AT_ONCE: usize = 32;
-const PACE: Duration = Duration::from_micros(100);
-/// Attempts to send a frame that the kernel has no room for, [`PACE`] apart.
-const SEND_TRIES: usize = 50;
 /// After the change, for frames that were on their way through the bridge.
 const LINGER: Duration = Duration::from_millis(2);
 
@@ -84,8 +73,8 @@ impl Default for HoldLimits {
 pub struct HoldStats {
     /// Frames that were taken in.
     pub held: u64,
-    /// Frames that found no room, got too old or could not be sent. In a flood of more than the
-    /// kernel keeps for the reader (500 in a millisecond) it is a lower bound.
+    /// Frames that found no room, got too old or could not be sent. In a flood of more than
+    /// 250 in a millisecond it is a lower bound: the kernel then drops some unread.
     pub dropped: u64,
     /// Frames that were delivered.
     pub delivered: u64,
@@ -102,172 +91,6 @@ pub struct HeldPacket {
     pub link: String,
     /// A complete Ethernet frame without check sequence, 14 bytes and up.
     pub frame: Vec<u8>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Nothing is caught yet.
-    Ready,
-    Catching,
-    /// The gate is open: questions reach the container by themselves.
-    Delivering,
-    GaveWay,
-}
-
-/// One link of the container.
-struct Line {
-    tap: Tap,
-    /// The TAP device's.
-    index: u32,
-    mac: Mac,
-    addresses: Vec<IpAddr>,
-    port: Port,
-}
-
-struct State {
-    queue: Queue,
-    phase: Phase,
-    caught_at: Instant,
-    delivered: u64,
-    longest: Duration,
-    buffer: Vec<u8>,
-}
-
-struct Shared {
-    lines: Vec<Line>,
-    state: Mutex<State>,
-    /// The container was heard.
-    heard: Notify,
-}
-
-/// What reading left behind.
-#[derive(PartialEq, Eq)]
-enum Drained {
-    All,
-    /// There may be more.
-    Some,
-    /// There was no room.
-    Full,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes in what has arrived.
-    fn drain(&self, state: &mut State) -> io::Result<Drained> {
-        let State { queue, phase, caught_at, buffer, .. } = state;
-        let mut drained = Drained::All;
-        for (n, line) in self.lines.iter().enumerate() {
-            for turn in 0.. {
-                if turn == READ_AT_ONCE {
-                    drained = Drained::Some;
-                    break;
-                }
-                let Some(length) = line.tap.next(buffer)? else { break };
-                let (packet, now) = (&buffer[..length], Instant::now());
-                let wanted = match (&phase, queue::kind(packet, line.mac, &line.addresses)) {
-                    (Phase::Catching | Phase::Delivering, Kind::Own) => true,
-                    (Phase::Catching, Kind::Question) => true,
-                    (Phase::Catching, Kind::Claim) => {
-                        if now.duration_since(*caught_at) > GRACE {
-                            self.heard.notify_one();
-                        }
-                        false
-                    }
-                    _ => false,
-                };
-                if wanted && !queue.push(n, packet, now) {
-                    drained = Drained::Full;
-                }
-            }
-        }
-        Ok(drained)
-    }
-
-    /// The reader's thread, until the other end of `stopped` is closed.
-    fn read_until(&self, mut stopped: UnixStream) {
-        loop {
-            let mut fds = vec![PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
-            fds.extend(self.lines.iter().map(|l| PollFd::new(l.tap.as_fd(), PollFlags::POLLIN)));
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
-            if fds[0].any() == Some(true) && matches!(stopped.read(&mut [0]), Ok(0) | Err(_)) {
-                return;
-            }
-            let drained = self.drain(&mut self.lock());
-            match drained {
-                Ok(Drained::Full) => thread::sleep(NAP),
-                Ok(_) => {}
-                Err(e) => {
-                    // The device was removed by someone.
-                    tracing::warn!(%e, "packets are not held any more");
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Asks the segment to send here what is for the container.
-    fn call(&self) -> Result<(), NetworkError> {
-        for l in &self.lines {
-            l.tap.send(&reverse_arp(l.mac)).attempt("call for packets to", l.mac.to_string())?;
-        }
-        Ok(())
-    }
-
-    /// Sends what waits until there is no more. Blocking.
-    fn send_all(&self, sockets: &[RawSocket]) -> Result<(), NetworkError> {
-        loop {
-            let (mut batch, mut more) = (Vec::with_capacity(SEND_AT_ONCE), false);
-            {
-                let mut state = self.lock();
-                more |= self.drain(&mut state).attempt("read", "held packets")? != Drained::All;
-                let now = Instant::now();
-                state.longest = state.longest.max(state.queue.wait(now));
-                while batch.len() < SEND_AT_ONCE
-                    && let Some(held) = state.queue.pop(now)
-                {
-                    batch.push(held);
-                }
-                more |= !state.queue.is_empty();
-            }
-            let mut sent = 0;
-            let result: Result<(), Errno> = batch.iter().try_for_each(|held| {
-                sent += u64::from(send(&sockets[held.line], held)?);
-                Ok(())
-            });
-            {
-                let mut state = self.lock();
-                state.delivered += sent;
-                state.queue.dropped += batch.len() as u64 - sent;
-            }
-            result.attempt("deliver", "held packets")?;
-            if !more {
-                return Ok(());
-            }
-            thread::sleep(PACE);
-        }
-    }
-}
-
-/// Was it sent? A frame that the kernel refuses as such is not.
-fn send(socket: &RawSocket, held: &Held) -> Result<bool, Errno> {
-    for _ in 0..SEND_TRIES {
-        match socket.try_send(&held.packet) {
-            Ok(()) => return Ok(true),
-            Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR) => thread::sleep(PACE),
-            Err(e @ (Errno::EINVAL | Errno::EMSGSIZE)) => {
-                tracing::debug!(%e, length = held.packet.len(), "a held packet cannot be sent");
-                return Ok(false);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(false)
 }
 
 /// Packets of one container that wait. Ends when dropped; better call [`Self::deliver`] or
@@ -440,6 +263,10 @@ impl PacketHold {
     /// When a port is missing or shut: what waits is lost, and nothing is left of the hold.
     pub async fn deliver(mut self) -> Result<HoldStats, NetworkError> {
         let done = self.pass_on().await;
+        {
+            let mut state = self.shared.lock();
+            state.queue.dropped += state.queue.len() as u64;
+        }
         let stats = self.stats();
         self.finish().await;
         done.map(|()| stats)
@@ -505,13 +332,13 @@ impl PacketHold {
             let drained = self.shared.drain(&mut state).attempt("read", "held packets");
             state.phase = Phase::Delivering;
             while let Some(held) = state.queue.pop(Instant::now()) {
-                match queue::finished(&held.packet) {
+                match frame::finished(&held.packet) {
                     Ok(frame) => {
                         let link = self.shared.lines[held.line].port.link.clone();
                         state.delivered += 1;
                         packets.push(HeldPacket { link, frame });
                     }
-                    Err(queue::Unfinished) => state.queue.dropped += 1,
+                    Err(frame::Unfinished) => state.queue.dropped += 1,
                 }
             }
             drained
@@ -532,7 +359,7 @@ impl PacketHold {
             let packet: Box<[u8]> = [0; tap::VNET_HEADER].into_iter().chain(frame).collect();
             let fits = |l: &Line| {
                 packet.len() <= tap::LONGEST
-                    && matches!(queue::kind(&packet, l.mac, &l.addresses), Kind::Own | Kind::Question)
+                    && matches!(frame::kind(&packet, l.mac, &l.addresses), Kind::Own | Kind::Question)
             };
             match line {
                 Some(n) if fits(&self.shared.lines[n]) => earlier.push((n, packet)),
@@ -569,48 +396,4 @@ impl PacketHold {
             tracing::error!("the reader of held packets died");
         }
     }
-}
-
-fn socket_to(line: &Line) -> Result<RawSocket, NetworkError> {
-    let open = || {
-        let socket = RawSocket::open(index_of(&line.port.name)?, 0).attempt("open", "a packet socket")?;
-        socket.expect_virtio_header().attempt("configure", "a packet socket")?;
-        Ok(socket)
-    };
-    open()
-}
-
-/// Ends the catching when the container is heard and it is not the one here.
-async fn give_way_when_heard(shared: Arc<Shared>) {
-    loop {
-        shared.heard.notified().await;
-        match gives_way(&shared).await {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(e) => tracing::warn!(%e, "packets go on being held for a container that runs elsewhere"),
-        }
-    }
-}
-
-async fn gives_way(shared: &Shared) -> Result<bool, NetworkError> {
-    for l in &shared.lines {
-        if is_open(&l.port).await? {
-            return Ok(false);
-        }
-    }
-    {
-        let mut state = shared.lock();
-        if state.phase != Phase::Catching {
-            return Ok(true);
-        }
-        state.phase = Phase::GaveWay;
-        state.queue.dropped += state.queue.len() as u64;
-        state.queue.clear();
-    }
-    tracing::warn!("the container was heard elsewhere, packets for it are not held any more");
-    let mut host = Rt::host()?;
-    for l in &shared.lines {
-        switch::forget(&mut host, l.mac, l.index).await.attempt("let go of", l.mac.to_string())?;
-    }
-    Ok(true)
 }

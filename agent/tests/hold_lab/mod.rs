@@ -144,7 +144,10 @@ impl Segment {
 
     /// What would be left of a hold here.
     pub fn traces(&self) -> String {
-        sh(&format!("ip -o link | grep -o ' th[0-9a-f]*' || true; bridge fdb | grep {} || true", self.mac))
+        sh(&format!(
+            "ip -o link | grep -o ' th[0-9a-f]*' || true; bridge fdb | grep {} | grep static || true",
+            self.mac
+        ))
     }
 }
 

@@ -5,14 +5,13 @@
 //! than any MTU, and have to be sent on so. Offloads are also said to be understood because a bridge
 //! otherwise takes them from itself and all its ports (`br_features_recompute`).
 
+use super::super::packet::{ETH_P_ARP, ETH_P_IPV6, ICMPV6};
 use nix::libc;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use tranship_proto::network::Mac;
-
-use super::super::packet::{ETH_P_ARP, ETH_P_IPV6, ICMPV6};
 
 /// Bytes of the header in front of each frame: without the count of merged buffers.
 pub(super) const VNET_HEADER: usize = 10;
