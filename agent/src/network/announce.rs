@@ -41,12 +41,18 @@ pub fn frames_of(link: &LinkCapture) -> Vec<Vec<u8>> {
 
 /// Announces all addresses of a container from inside it, once before this returns and four times
 /// more within two seconds in the background. Neighbours that the container asked for in vain
-/// while it was shut are forgotten, so that it asks anew. Call it when the gate is open.
+/// while it was shut are forgotten first, so that it asks anew. Call it when the gate is open and
+/// before packets are delivered: what waits for a neighbour is forgotten with it, and that would
+/// be the answers to these.
 ///
 /// # Errors
 /// When the first burst could not be sent.
 pub async fn announce(netns: &Netns, capture: &NetCapture) -> Result<(), NetworkError> {
     let ns = netns.fd()?;
+    let forgotten = async { forget_unresolved(&mut Rt::inside(&ns).await?).await };
+    if let Err(e) = forgotten.await {
+        tracing::debug!(%e, "unresolved neighbours stay");
+    }
     let work: Vec<_> = capture.ports().map(|l| (l.name.clone(), frames_of(l))).collect();
     let opened = ns.inside(move || {
         let open = |(name, frames): (String, Vec<Vec<u8>>)| -> io::Result<_> {
@@ -61,12 +67,6 @@ pub async fn announce(netns: &Netns, capture: &NetCapture) -> Result<(), Network
     };
     burst()?;
     tokio::spawn(async move {
-        let forgotten = async { forget_unresolved(&mut Rt::inside(&ns).await?).await };
-        if let Err(e) = forgotten.await {
-            tracing::debug!(%e, "unresolved neighbours stay");
-        }
-        // The namespace may go, the sockets keep it for two seconds at most.
-        drop(ns);
         for pause in REPEATS {
             tokio::time::sleep(pause).await;
             if let Err(e) = burst() {

@@ -3,6 +3,7 @@
 //! ARP: RFC 826 and RFC 5227. Neighbour discovery: RFC 4861; detection of duplicates: RFC 4862.
 
 use super::error::{Attempt, NetworkError};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, sendto, socket,
@@ -16,6 +17,7 @@ pub(super) const ETH_P_ALL: u16 = 0x0003;
 pub(super) const ETH_P_IP: u16 = 0x0800;
 pub(super) const ETH_P_ARP: u16 = 0x0806;
 pub(super) const ETH_P_IPV6: u16 = 0x86dd;
+pub(super) const ETH_P_RARP: u16 = 0x8035;
 pub(super) const ICMPV6: u8 = 58;
 const BROADCAST: Mac = Mac([0xff; 6]);
 
@@ -58,6 +60,22 @@ impl RawSocket {
         sendto(self.fd.as_raw_fd(), frame, &self.to, MsgFlags::empty()).attempt("send", "a frame").map(drop)
     }
 
+    /// With the kernel's own words, for those who try again.
+    pub(super) fn try_send(&self, frame: &[u8]) -> Result<(), Errno> {
+        sendto(self.fd.as_raw_fd(), frame, &self.to, MsgFlags::empty()).map(drop)
+    }
+
+    /// From now on frames sent have a `virtio_net_hdr` in front: packet(7), `PACKET_VNET_HDR`.
+    pub(super) fn expect_virtio_header(&self) -> io::Result<()> {
+        let (on, length) = (1 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: the option's value is an int, and the pointer and length are those of one.
+        let set = unsafe {
+            libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const on).cast(), length)
+        };
+        if set == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
     }
@@ -71,8 +89,14 @@ fn ethernet(to: Mac, from: Mac, protocol: u16) -> Vec<u8> {
     f
 }
 
-fn arp(operation: u16, from: Mac, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
-    let mut f = ethernet(BROADCAST, from, ETH_P_ARP);
+fn arp(
+    protocol: u16,
+    operation: u16,
+    from: Mac,
+    sender: (Mac, Ipv4Addr),
+    target: (Mac, Ipv4Addr),
+) -> Vec<u8> {
+    let mut f = ethernet(BROADCAST, from, protocol);
     // Ethernet, IPv4, lengths 6 and 4.
     f.extend_from_slice(&[0, 1, 8, 0, 6, 4]);
     f.extend_from_slice(&operation.to_be_bytes());
@@ -87,12 +111,21 @@ fn arp(operation: u16, from: Mac, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Add
 /// answers, a reply.
 pub fn arp_announcement(mac: Mac, ip: Ipv4Addr, reply: bool) -> Vec<u8> {
     let (operation, target) = if reply { (2, BROADCAST) } else { (1, Mac([0; 6])) };
-    arp(operation, mac, (mac, ip), (target, ip))
+    arp(ETH_P_ARP, operation, mac, (mac, ip), (target, ip))
 }
 
 /// An ARP probe (RFC 5227, 2.1.1), 42 bytes: asks without claiming the address.
 pub fn arp_probe(mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
-    arp(1, mac, (mac, Ipv4Addr::UNSPECIFIED), (Mac([0; 6]), ip))
+    arp(ETH_P_ARP, 1, mac, (mac, Ipv4Addr::UNSPECIFIED), (Mac([0; 6]), ip))
+}
+
+/// A reverse ARP request (RFC 903), 60 bytes as Ethernet wants: from it switches learn where an
+/// address is, and neighbours nothing.
+pub(super) fn reverse_arp(mac: Mac) -> Vec<u8> {
+    let nobody = (mac, Ipv4Addr::UNSPECIFIED);
+    let mut f = arp(ETH_P_RARP, 3, mac, nobody, nobody);
+    f.resize(60, 0);
+    f
 }
 
 fn icmpv6(from: Mac, to: Mac, source: Ipv6Addr, destination: Ipv6Addr, body: &mut [u8]) -> Vec<u8> {
