@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::engine::{RestoreHandle, RestoreRequest};
 use crate::memory::receive::Received;
 use crate::migrate::source::{engine_failure, remove_dir};
-use crate::network::{self, Netns, PacketWatch, Port};
+use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
 use crate::storage::StorePolicy;
 use quinn::RecvStream;
 use std::path::PathBuf;
@@ -52,6 +52,8 @@ pub struct Work {
     ready: watch::Sender<Option<Result<(), Failure>>>,
     received: watch::Sender<Option<Received>>,
     handle: Mutex<Option<RestoreHandle>>,
+    // Packets that come for the container while nothing runs.
+    hold: Mutex<Option<PacketHold>>,
     // Held by whatever makes things here; discarding waits for it.
     making: Mutex<()>,
     given_up: watch::Sender<bool>,
@@ -83,6 +85,7 @@ impl Work {
             ready: watch::Sender::new(None),
             received: watch::Sender::new(None),
             handle: Mutex::new(None),
+            hold: Mutex::new(None),
             making: Mutex::new(()),
             given_up: watch::Sender::new(false),
             recovered: false,
@@ -224,8 +227,31 @@ impl Work {
             .await
             .map_err(|e| hint(e, "make the container's network"))?;
         let watch = ports.first().and_then(|p| PacketWatch::start(p).ok());
+        let limits = HoldLimits::default();
+        match PacketHold::prepare(&self.offer.container, &accepted.capture, &self.ctx.networks, limits).await
+        {
+            Ok(hold) => *self.hold.lock().await = Some(hold),
+            // Without it clients wait for their next retransmission; the move is as safe.
+            Err(e) => tracing::warn!(error = %crate::chain(&e), "packets will not be held"),
+        }
         let _ = self.room.set(Room { trees, ports, watch });
         Ok(())
+    }
+
+    /// The source is fenced and frozen: what comes for the container waits here from now on.
+    pub async fn hold_packets(&self) {
+        let mut slot = self.hold.lock().await;
+        let Some(hold) = slot.as_mut() else { return };
+        let held = match hold.catch().await {
+            Ok(()) => hold.attract(),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = held {
+            tracing::warn!(error = %crate::chain(&e), "packets are not held");
+            if let Some(hold) = slot.take() {
+                hold.discard().await;
+            }
+        }
     }
 
     async fn room(&self) -> Result<&Room, Failure> {
@@ -368,8 +394,26 @@ impl Work {
             .await
             .map_err(|e| failed("open the container's links", &e, e.hint()))?;
         let announce = network::announce(&self.netns, &accepted.capture);
-        let (released, announced) = tokio::join!(self.let_go(handle), announce);
+        let deliver = async {
+            match self.hold.lock().await.take() {
+                Some(hold) => Some(hold.deliver().await),
+                None => None,
+            }
+        };
+        let (released, announced, delivered) = tokio::join!(self.let_go(handle), announce, deliver);
         released.map_err(engine)?;
+        match delivered {
+            Some(Ok(stats)) => {
+                tracing::info!(
+                    held = stats.held,
+                    dropped = stats.dropped,
+                    delivered = stats.delivered,
+                    "packets delivered"
+                );
+            }
+            Some(Err(e)) => tracing::warn!(error = %crate::chain(&e), "held packets were lost"),
+            None => {}
+        }
         if let Err(e) = announced {
             tracing::warn!(error = %crate::chain(&e), "the addresses were not announced; neighbours learn with the first packet");
         }
@@ -405,6 +449,9 @@ impl Work {
         self.given_up.send_replace(true);
         let _making = self.making.lock().await;
         let mut trouble: Vec<String> = Vec::new();
+        if let Some(hold) = self.hold.lock().await.take() {
+            hold.discard().await;
+        }
         if let Some(mut handle) = self.handle.lock().await.take()
             && let Err(e) = handle.abort(RESUME_LIMIT).await
         {
