@@ -81,6 +81,8 @@ pub struct Driver {
     summary: Summary,
     started: Instant,
     granted: Option<Instant>,
+    // The destination has said that nothing is left there.
+    clean: bool,
     done: bool,
 }
 
@@ -128,6 +130,7 @@ impl Driver {
             summary: Summary::default(),
             started: Instant::now(),
             granted: None,
+            clean: false,
             done: false,
         }
     }
@@ -201,8 +204,10 @@ impl Driver {
                     LinkWord::Message(Handoff::PassDone { index, pass }) => self.ctx_pass_done(index, pass),
                     LinkWord::Message(body) => {
                         tracing::debug!(message = body.name(), "from the destination");
-                        if let Handoff::Running(times) = &body {
-                            self.measure(times);
+                        match &body {
+                            Handoff::Running(times) => self.measure(times),
+                            Handoff::Aborted => self.clean = true,
+                            _ => {}
                         }
                         self.events.push_back(Event::Peer(body));
                     }
@@ -472,6 +477,9 @@ impl Driver {
 
     /// After going back, waits a little for the destination's word that nothing is left there.
     async fn wait_clean(&mut self) -> Option<&'static str> {
+        if self.clean {
+            return None;
+        }
         self.link.as_ref()?;
         let deadline = tokio::time::Instant::now() + CLEAN;
         loop {
