@@ -43,7 +43,7 @@ pub enum JournalError {
 }
 
 /// A decision. Written before what it allows is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Record {
     /// S: the migration was accepted; the epoch is proposed.
@@ -52,6 +52,9 @@ pub enum Record {
     Frozen,
     /// S: the container is the destination's. The point of commit.
     Released,
+    /// S: the release before it is void; nobody was granted it, or the grantee renounced. From here
+    /// a restart must thaw and unfence.
+    Revoked,
     /// S: the copy here is killed and removed.
     Retired,
     /// S: rolled back; the container runs here.
@@ -75,6 +78,7 @@ impl Record {
             Record::Accepted => "accepted",
             Record::Frozen => "frozen",
             Record::Released => "released",
+            Record::Revoked => "revoked",
             Record::Retired => "retired",
             Record::RolledBack => "rolled_back",
             Record::Reserved => "reserved",
@@ -87,9 +91,12 @@ impl Record {
 
     fn parse(s: &str) -> Option<Self> {
         use Record::*;
-        [Accepted, Frozen, Released, Retired, RolledBack, Reserved, Prepared, Owner, Discarded, Closed]
-            .into_iter()
-            .find(|r| r.as_str() == s)
+        [
+            Accepted, Frozen, Released, Revoked, Retired, RolledBack, Reserved, Prepared, Owner, Discarded,
+            Closed,
+        ]
+        .into_iter()
+        .find(|r| r.as_str() == s)
     }
 }
 

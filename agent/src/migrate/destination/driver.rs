@@ -21,6 +21,8 @@ use tranship_proto::status::{Failure, MigrationStatus, Progressing, Reason, Side
 
 /// How long a finished migration stays, to answer repeats.
 const LINGER: Duration = Duration::from_secs(5);
+/// How often what may have been lost is said or asked again, and how long a failed effect rests.
+const REPEAT: Duration = Duration::from_secs(1);
 
 /// What reaches a destination driver from outside.
 #[derive(Debug)]
@@ -48,7 +50,16 @@ pub enum Input {
         recv: RecvStream,
     },
     /// This side connected to the source.
-    Reconnected(Connection),
+    Reconnected {
+        /// The connection.
+        connection: Connection,
+        /// Words go here.
+        send: SendStream,
+        /// Answers come from here.
+        recv: RecvStream,
+    },
+    /// The pause before an effect's next try is over.
+    Again(Box<Effect>),
 }
 
 /// The driver of one migration at its destination.
@@ -63,6 +74,8 @@ pub struct Driver {
     inputs: mpsc::Receiver<Input>,
     own: mpsc::Sender<Input>,
     status: watch::Sender<MigrationStatus>,
+    asking: bool,
+    doubt: Option<Failure>,
     done: bool,
 }
 
@@ -96,6 +109,8 @@ impl Driver {
             inputs,
             own,
             status,
+            asking: false,
+            doubt: None,
             done: false,
         }
     }
@@ -103,6 +118,8 @@ impl Driver {
     /// Runs to the end, starting with `first` when the agent found the migration in its journal.
     pub async fn run(mut self, first: Option<Event>) {
         self.events.extend(first);
+        let mut repeat = tokio::time::interval(REPEAT);
+        repeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             while let Some(event) = self.events.pop_front() {
                 self.handle(event).await;
@@ -110,10 +127,16 @@ impl Driver {
             let input = if self.done {
                 tokio::time::timeout(LINGER, self.inputs.recv()).await.unwrap_or_default()
             } else {
-                self.inputs.recv().await
+                tokio::select! {
+                    input = self.inputs.recv() => input,
+                    _ = repeat.tick() => {
+                        self.events.push_back(Event::Repeat);
+                        continue;
+                    }
+                }
             };
             match input {
-                Some(input) => self.take(input),
+                Some(input) => self.take(input).await,
                 None => return,
             }
         }
@@ -124,6 +147,9 @@ impl Driver {
         tracing::debug!(state = ?before, event = ?short(&event), "step");
         match before.clone().step(event) {
             Ok((next, effects)) => {
+                if std::mem::discriminant(&next) != std::mem::discriminant(&before) {
+                    self.doubt = None;
+                }
                 self.state = next;
                 for effect in effects {
                     self.perform(effect).await;
@@ -137,7 +163,7 @@ impl Driver {
         }
     }
 
-    fn take(&mut self, input: Input) {
+    async fn take(&mut self, input: Input) {
         match input {
             Input::Link(LinkEvent { generation, what }) => {
                 if self.link.as_ref().is_none_or(|l| l.generation != generation) {
@@ -160,21 +186,16 @@ impl Driver {
                 self.events.push_back(Event::Peer(first));
             }
             Input::Bulk { content, recv } => self.bulk(content, recv),
-            Input::Reconnected(connection) => {
+            Input::Again(effect) => self.perform(*effect).await,
+            Input::Reconnected { connection, send, recv } => {
+                self.asking = false;
                 self.generation += 1;
-                let (id, epoch, generation) = (self.work.id, self.work.epoch, self.generation);
-                let (events, own) = (self.link_events.clone(), self.own.clone());
-                tokio::spawn(async move {
-                    // The answer comes as on any link that the source opens.
-                    if let Ok((send, recv)) = connection.quic.open_bi().await {
-                        let link = Link::start(connection.clone(), send, recv, id, epoch, generation, events);
-                        link.send(Handoff::Query);
-                        let _ = own.send(Input::Happened(Event::LinkUp)).await;
-                        // Held here until the source has answered or gone.
-                        connection.quic.closed().await;
-                        drop(link);
-                    }
-                });
+                let (id, epoch) = (self.work.id, self.work.epoch);
+                let events = self.link_events.clone();
+                let link = Link::start(connection, send, recv, id, epoch, self.generation, events);
+                link.send(Handoff::Query);
+                self.link = Some(link);
+                self.events.push_back(Event::LinkUp);
             }
         }
     }
@@ -238,12 +259,27 @@ impl Driver {
                     link.send(body);
                 }
             }
+            Effect::Reclaim => self.spawn(async move {
+                let result = work.reclaim().await;
+                let _ = own.send(Input::Happened(Event::Restored(result))).await;
+            }),
+            Effect::Again(effect) => self.spawn(async move {
+                tokio::time::sleep(REPEAT).await;
+                let _ = own.send(Input::Again(effect)).await;
+            }),
+            Effect::Doubt(failure) => {
+                tracing::error!(%failure, "in doubt");
+                self.doubt = Some(failure);
+            }
             Effect::Ask => self.ask(),
             Effect::Finish(failure) => self.finish(failure).await,
         }
     }
 
-    fn ask(&self) {
+    fn ask(&mut self) {
+        if std::mem::replace(&mut self.asking, true) {
+            return;
+        }
         let (ctx, own) = (self.ctx.clone(), self.own.clone());
         let source = self.status.borrow().source.clone();
         tokio::spawn(async move {
@@ -251,8 +287,10 @@ impl Driver {
             while !own.is_closed() {
                 match ctx.connect(&source).await {
                     Ok(connection) => {
-                        let _ = own.send(Input::Reconnected(connection)).await;
-                        return;
+                        if let Ok((send, recv)) = connection.quic.open_bi().await {
+                            let _ = own.send(Input::Reconnected { connection, send, recv }).await;
+                            return;
+                        }
                     }
                     Err(failure) => tracing::warn!(%failure, "cannot ask the source; trying again"),
                 }
@@ -292,16 +330,18 @@ impl Driver {
 
     fn publish(&mut self) {
         let state = match &self.state {
+            _ if self.doubt.is_some() => Progressing::InDoubt,
             State::Held { .. } if self.link.is_none() => Progressing::InDoubt,
-            State::Owning | State::Resuming | State::Running(_) => Progressing::Committed,
+            State::Owning | State::Resuming | State::Running(_) | State::Closing(_) => Progressing::Committed,
             _ => Progressing::Running,
         };
         let phase = self.state.phase();
-        let done = self.done;
+        let (done, doubt) = (self.done, &self.doubt);
         self.status.send_if_modified(|s| {
-            let changed = !done && (s.state, s.phase) != (state, phase);
+            let changed = !done && ((s.state, s.phase) != (state, phase) || s.failure != *doubt);
             if changed {
                 (s.state, s.phase, s.updated_unix_ms) = (state, phase, now_ms());
+                s.failure.clone_from(doubt);
             }
             changed
         });

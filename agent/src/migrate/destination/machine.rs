@@ -1,17 +1,42 @@
 //! The destination agent's state machine: pure. No clock, no sockets, no processes.
 //!
 //! ```text
-//! Idle -> Checking -> Receiving -> Restoring -> Held -> Owning -> Resuming -> Running -> Ended
-//!              \__________\____________\_________\
-//!                                  Discarding -> Ended
+//! Idle -> Checking -> Reserving -> Receiving -> Restoring -> Preparing -> Held -> Owning -> Resuming -> Running -> Closing -> Ended
+//!            |            \___________\____________\____________\________/|
+//!          Ended                   Discarding -> Ended           \   Reclaiming   (restarted, or the hold died)
+//!                                       \_________________________\__  Lost       (nothing left to resume)
 //! ```
 //!
-//! Rules that hold by construction, and that the tests explore:
+//! | State | Copy here | Last record | Asked where it is | Waits for, and what happens if that does not come |
+//! | --- | --- | --- | --- | --- |
+//! | Idle | none | none | unknown | Reserve |
+//! | Checking | none | none | before commit | the check; link lost: ended |
+//! | Reserving | none | RESERVED | before commit | the record |
+//! | Receiving | files | RESERVED | before commit | Prepare; the source is asked; link lost: discarded |
+//! | Restoring | restored | RESERVED | before commit | the restore; the source is asked; link lost: discarded |
+//! | Preparing | held | RESERVED, PREPARED | before commit | the record |
+//! | Held | held | PREPARED | held | Grant or Abort; Prepared is repeated, for ever |
+//! | Reclaiming | held, or dead | PREPARED | before commit | the hold found or made again |
+//! | Lost | dead | PREPARED | before commit | a word of the source's, who is asked for ever |
+//! | Owning | held | PREPARED, OWNER | held | the record; its failure: held, until the next Grant |
+//! | Resuming | held, runs | OWNER | owner | the step, tried until done |
+//! | Running | runs | OWNER | owner | Retired; every Grant is answered with Running |
+//! | Closing | runs | OWNER, CLOSED | owner | the record, tried until written |
+//! | Discarding | goes | as it was | before commit | the step, then the record, tried until done |
+//! | Ended | runs, or none | CLOSED, DISCARDED | owner, ended | nothing; repeats are answered |
+//!
+//! Rules that hold by construction, and that `tests/handover_model.rs` explores:
 //!
 //! * `Effect::Resume` is asked for only after `Event::Recorded(Owner)`, which only a Grant starts.
 //! * Once held, a lost connection changes nothing: the source is asked, and only its word, Abort
-//!   or Grant, ends the hold.
-//! * After OWNER nothing here is ever discarded on the word of a peer.
+//!   or Grant, ends the hold. That it does not know the migration is not its word.
+//! * After OWNER nothing here is ever discarded on the word of a peer, and nothing is restored
+//!   from images: the copy may have run.
+//! * `Handoff::Aborted`, on which a source that has released takes its container back, is sent only
+//!   when DISCARDED is on disk (or nothing ever was). From there no grant is taken.
+//! * A migration ends only when its last record is on disk, as at the source.
+//!
+//! No message of a peer is ever [`Illegal`]: it may be late, repeated, or hostile.
 
 use crate::journal::Record;
 use crate::migrate::source::machine::Illegal;
@@ -44,13 +69,19 @@ pub enum State {
         /// From Prepare to held.
         restore_us: u64,
     },
+    /// Held before; looking for the hold, or making it again. Nothing has run.
+    Reclaiming,
+    /// Held before, and it cannot be made again. Nothing has run.
+    Lost(Failure),
     /// OWNER is being flushed.
     Owning,
     /// OWNER is on disk; the container is being let go.
     Resuming,
     /// The container is this host's and runs.
     Running(ResumeTimes),
-    /// Removing what was made here.
+    /// The source is clean: CLOSED is being flushed.
+    Closing(ResumeTimes),
+    /// Removing what was made here, then flushing DISCARDED.
     Discarding(Failure),
     /// Nothing more to do. `None`: the container is this host's.
     Ended(Option<Failure>),
@@ -65,20 +96,26 @@ pub enum Event {
     Checked(Result<Vec<String>, Failure>),
     /// A record is on disk.
     Recorded(Record),
-    /// A record could not be written.
+    /// A record could not be written; its bytes may be on disk all the same.
     RecordFailed(Record, Failure),
     /// Receiving failed.
     ReceiveFailed(Failure),
-    /// Restored and held, or not.
+    /// Restored (or found again) and held, or not.
     Restored(Result<u64, Failure>),
+    /// The held restore has died without being let go.
+    HoldLost(Failure),
     /// The container was let go, or could not be.
     Resumed(Result<ResumeTimes, Failure>),
     /// The connection is gone.
     LinkLost(String),
     /// There is a connection again.
     LinkUp,
-    /// Everything made here is removed.
+    /// A second or so has passed: time to say or ask again what may have been lost.
+    Repeat,
+    /// Nothing made here can run any more; what could not be tidied up.
     Discarded(Option<Failure>),
+    /// It is not certain that the copy made here is gone.
+    DiscardFailed(Failure),
     /// The agent starts again and finds this migration in its journal.
     Restarted,
 }
@@ -94,14 +131,23 @@ pub enum Effect {
     Receive,
     /// Verify totals and restore up to the hold => `Restored`.
     Restore(Totals),
-    /// Let the hold go, open the gate, announce => `Resumed`.
+    /// Find the hold of an earlier agent, or make it again from the images kept => `Restored`.
+    Reclaim,
+    /// Let the hold go (or find it gone and the container running), open the gate, announce =>
+    /// `Resumed`. Never restores. May be repeated.
     Resume,
     /// Send to the source; lost when there is no connection.
     Send(Handoff),
-    /// Ask the source, also by connecting to it => its answer.
+    /// Keep trying to connect to the source, and ask it => `LinkUp`, then its answer. Asking twice
+    /// is asking once.
     Ask,
-    /// Remove everything made here => `Discarded`.
+    /// Remove everything made here, after whatever still makes it => `Discarded` or
+    /// `DiscardFailed`. May be repeated.
     Discard,
+    /// The same effect once more, after a pause of a second or so.
+    Again(Box<Effect>),
+    /// Show as in doubt, and why, until the state changes.
+    Doubt(Failure),
     /// Done.
     Finish(Option<Failure>),
 }
@@ -114,9 +160,13 @@ impl State {
         match self {
             State::Idle | State::Checking | State::Reserving { .. } => Phase::Reserve,
             State::Receiving => Phase::Stage,
-            State::Restoring | State::Preparing { .. } | State::Held { .. } => Phase::Prepare,
+            State::Restoring
+            | State::Preparing { .. }
+            | State::Held { .. }
+            | State::Reclaiming
+            | State::Lost(_) => Phase::Prepare,
             State::Owning | State::Resuming => Phase::Grant,
-            State::Running(_) | State::Ended(None) => Phase::Retire,
+            State::Running(_) | State::Closing(_) | State::Ended(None) => Phase::Retire,
             State::Discarding(f) | State::Ended(Some(f)) => f.phase.unwrap_or(Phase::Reserve),
         }
     }
@@ -126,15 +176,17 @@ impl State {
         match self {
             State::Idle => Position::Unknown,
             State::Held { .. } | State::Owning => Position::Held,
-            State::Resuming | State::Running(_) | State::Ended(None) => Position::Owner,
-            State::Discarding(_) | State::Ended(Some(_)) => Position::Ended,
+            State::Resuming | State::Running(_) | State::Closing(_) | State::Ended(None) => Position::Owner,
+            // Not before DISCARDED is on disk: on this word the source takes its container back.
+            State::Ended(Some(_)) => Position::Ended,
             _ => Position::BeforeCommit,
         }
     }
 
     /// The state in which an agent finds a migration whose last record is `record`.
     ///
-    /// It is to be stepped with [`Event::Restarted`].
+    /// It is to be stepped with [`Event::Restarted`], unless it is [`State::Ended`]: then it only
+    /// answers what late messages ask.
     pub fn recovered(record: Record) -> State {
         match record {
             Record::Prepared => State::Held { restore_us: 0 },
@@ -146,138 +198,230 @@ impl State {
     }
 
     /// The next state and what is to be done, in order.
+    ///
+    /// # Errors
+    /// [`Illegal`] for an event that only a faulty driver reports.
     pub fn step(self, event: Event) -> Step {
+        match event {
+            Event::Peer(message) => Ok(self.heard(message)),
+            Event::LinkLost(why) => Ok(self.link_lost(&why)),
+            Event::LinkUp => Ok(self.link_up()),
+            Event::Repeat => Ok(self.repeat()),
+            event => self.own(event),
+        }
+    }
+
+    /// The outcome of something that this side did.
+    fn own(self, event: Event) -> Step {
         use Effect as X;
         use Event as E;
         use State as S;
-        let illegal = |state: &State, event: &Event| Illegal {
-            state: format!("{state:?}"),
-            event: format!("{event:?}"),
-        };
-        match (self, event) {
+        Ok(match (self, event) {
             // Forward.
-            (S::Idle, E::Peer(Handoff::Reserve(_))) => Ok((S::Checking, vec![X::Check])),
             (S::Checking, E::Checked(Ok(notices))) => {
-                Ok((S::Reserving { notices }, vec![X::Record(Record::Reserved)]))
+                (S::Reserving { notices }, vec![X::Record(Record::Reserved)])
             }
             (S::Checking, E::Checked(Err(f))) => {
-                // Nothing was touched: there is nothing to discard or to record.
                 let f = f.phase(Phase::Reserve);
-                Ok((
-                    S::Ended(Some(f.clone())),
-                    vec![X::Send(Handoff::Refused(f.clone())), X::Finish(Some(f))],
-                ))
+                untouched(f.clone(), Handoff::Refused(f))
             }
             (S::Reserving { notices }, E::Recorded(Record::Reserved)) => {
                 let reply = Handoff::Reserved { lease_ms: 0, notices };
-                Ok((S::Receiving, vec![X::Receive, X::Send(reply)]))
+                (S::Receiving, vec![X::Receive, X::Send(reply)])
             }
-            (s @ S::Receiving, E::Peer(Handoff::Frozen)) => Ok((s, vec![])),
-            (S::Receiving, E::Peer(Handoff::Prepare(totals))) => Ok((S::Restoring, vec![X::Restore(totals)])),
             (S::Restoring, E::Restored(Ok(restore_us))) => {
-                Ok((S::Preparing { restore_us }, vec![X::Record(Record::Prepared)]))
+                (S::Preparing { restore_us }, vec![X::Record(Record::Prepared)])
             }
             (S::Preparing { restore_us }, E::Recorded(Record::Prepared)) => {
-                Ok((S::Held { restore_us }, vec![X::Send(Handoff::Prepared { restore_us })]))
+                (S::Held { restore_us }, vec![X::Send(Handoff::Prepared { restore_us })])
             }
 
-            // The grant. Its repeats are answered from the state reached.
-            (S::Held { .. }, E::Peer(Handoff::Grant | Handoff::Position(Position::Released))) => {
-                Ok((S::Owning, vec![X::Record(Record::Owner)]))
-            }
-            (S::Owning, E::Recorded(Record::Owner)) => Ok((S::Resuming, vec![X::Resume])),
-            (S::Owning, E::RecordFailed(Record::Owner, _)) => {
-                // Not the owner: stay held. The source repeats the grant.
-                Ok((S::Held { restore_us: 0 }, vec![]))
-            }
-            (s @ (S::Owning | S::Resuming), E::Peer(Handoff::Grant)) => Ok((s, vec![])),
+            // The grant.
+            (S::Owning, E::Recorded(Record::Owner)) => (S::Resuming, vec![X::Resume]),
+            // Not the owner in this life: stay held. The source repeats the grant.
+            (S::Owning, E::RecordFailed(Record::Owner, _)) => (S::Held { restore_us: 0 }, vec![]),
+            (S::Resuming, E::Restarted) => (S::Resuming, vec![X::Resume]),
             (S::Resuming, E::Resumed(Ok(times))) => {
-                Ok((S::Running(times.clone()), vec![X::Send(Handoff::Running(times))]))
+                (S::Running(times.clone()), vec![X::Send(Handoff::Running(times))])
             }
             (S::Resuming, E::Resumed(Err(f))) => {
                 // The container is this host's, and it does not run: say so, keep everything.
-                let f = Failure { reason: Reason::InDoubt, ..f }.phase(Phase::Grant);
-                Ok((S::Resuming, vec![X::Finish(Some(f))]))
+                let doubt = Failure { reason: Reason::InDoubt, ..f }.phase(Phase::Grant);
+                (S::Resuming, vec![X::Doubt(doubt), X::Again(Box::new(X::Resume))])
             }
-            (S::Running(times), E::Peer(Handoff::Grant) | E::LinkUp) => {
-                Ok((S::Running(times.clone()), vec![X::Send(Handoff::Running(times))]))
+            (S::Closing(_), E::Recorded(Record::Closed)) => {
+                (S::Ended(None), vec![X::Send(Handoff::Closed), X::Finish(None)])
             }
-            (S::Running(times), E::Peer(Handoff::Retired)) => {
-                Ok((S::Running(times), vec![X::Record(Record::Closed)]))
-            }
-            (S::Running(_), E::Recorded(Record::Closed)) => {
-                Ok((S::Ended(None), vec![X::Send(Handoff::Closed), X::Finish(None)]))
-            }
-            (s @ S::Ended(None), E::Peer(Handoff::Retired)) => Ok((s, vec![X::Send(Handoff::Closed)])),
-            (s @ S::Ended(None), E::Peer(Handoff::Grant)) => {
-                Ok((s, vec![X::Send(Handoff::Running(ResumeTimes::default()))]))
-            }
+            (s @ S::Closing(_), E::RecordFailed(record @ Record::Closed, _)) => (s, again(X::Record(record))),
 
-            // Questions and answers.
-            (s, E::Peer(Handoff::Query)) => {
-                let position = s.position();
-                Ok((s, vec![X::Send(Handoff::Position(position))]))
+            // The hold, after a restart or after its death. Nothing has run: it may be made again.
+            (S::Held { .. }, E::Restarted | E::HoldLost(_)) => (S::Reclaiming, vec![X::Reclaim]),
+            (S::Reclaiming, E::Restored(Ok(restore_us))) => (S::Held { restore_us }, vec![X::Ask]),
+            (S::Reclaiming, E::Restored(Err(f))) => {
+                // The files are kept until the source is heard: they may be the last copy.
+                let f = Failure { reason: Reason::InDoubt, ..f }.phase(Phase::Prepare);
+                (S::Lost(f.clone()), vec![X::Doubt(f), X::Ask])
             }
-            (s @ S::Held { .. }, E::Peer(Handoff::Position(Position::BeforeCommit))) => Ok((s, vec![])),
-            (S::Held { .. }, E::Peer(Handoff::Position(Position::Ended | Position::Unknown))) => {
-                Ok(discard(gone()))
-            }
-
-            // Held: only the source's word counts.
-            (s @ S::Held { .. }, E::LinkLost(_) | E::Restarted) => Ok((s, vec![X::Ask])),
-            (s @ S::Held { restore_us }, E::LinkUp | E::Peer(Handoff::Prepare(_))) => {
-                Ok((s, vec![X::Send(Handoff::Prepared { restore_us })]))
-            }
-            (S::Held { .. }, E::Peer(Handoff::Abort(f))) => Ok(discard(f)),
 
             // Back, before the hold is on disk.
-            (S::Idle, E::Peer(Handoff::Abort(_))) => Ok((S::Idle, vec![X::Send(Handoff::Aborted)])),
-            (
-                S::Checking | S::Reserving { .. } | S::Receiving | S::Restoring | S::Preparing { .. },
-                E::Peer(Handoff::Abort(f)),
-            ) => Ok(discard(f)),
-            (S::Checking | S::Reserving { .. } | S::Receiving | S::Restoring, E::LinkLost(why)) => {
-                Ok(discard(lost(&why)))
-            }
-            // PREPARED may be on disk: from here on the source must be asked.
-            (s @ S::Preparing { .. }, E::LinkLost(_)) => Ok((s, vec![])),
             (S::Receiving, E::ReceiveFailed(f)) => {
                 let f = f.phase(Phase::Copy);
-                Ok((S::Discarding(f.clone()), vec![X::Send(Handoff::Abort(f)), X::Discard]))
+                (S::Discarding(f.clone()), vec![X::Send(Handoff::Abort(f)), X::Discard])
             }
-            (S::Restoring, E::Restored(Err(f)) | E::ReceiveFailed(f)) => Ok(refuse(f, Phase::Prepare)),
-            (S::Reserving { .. }, E::RecordFailed(Record::Reserved, f)) => Ok(refuse(f, Phase::Reserve)),
-            (S::Preparing { .. }, E::RecordFailed(Record::Prepared, f)) => Ok(refuse(f, Phase::Prepare)),
-            (S::Receiving | S::Restoring | S::Reserving { .. }, E::Restarted) => Ok(discard(restarted())),
-            (S::Resuming, E::Restarted) => Ok((S::Resuming, vec![X::Resume])),
-            (S::Discarding(f), E::Discarded(None)) => {
-                Ok((S::Discarding(f), vec![X::Record(Record::Discarded)]))
+            (S::Restoring, E::Restored(Err(f)) | E::ReceiveFailed(f) | E::HoldLost(f)) => {
+                refuse(f, Phase::Prepare)
             }
-            (S::Discarding(mut f), E::Discarded(Some(second))) => {
-                f.message = format!("{}; and cleaning up failed: {}", f.message, second.message);
-                Ok((S::Discarding(f), vec![X::Record(Record::Discarded)]))
+            (S::Reserving { .. }, E::RecordFailed(Record::Reserved, f)) => refuse(f, Phase::Reserve),
+            (S::Preparing { .. }, E::RecordFailed(Record::Prepared, f) | E::HoldLost(f)) => {
+                refuse(f, Phase::Prepare)
             }
-            (S::Discarding(f), E::Recorded(Record::Discarded) | E::RecordFailed(Record::Discarded, _)) => {
-                Ok((S::Ended(Some(f.clone())), vec![X::Send(Handoff::Aborted), X::Finish(Some(f))]))
+            (S::Receiving, E::Restarted) => discard(restarted()),
+            (S::Discarding(f), E::Discarded(trouble)) => {
+                (S::Discarding(with_trouble(f, trouble)), vec![X::Record(Record::Discarded)])
             }
-            (s @ S::Ended(Some(_)), E::Peer(Handoff::Abort(_))) => Ok((s, vec![X::Send(Handoff::Aborted)])),
-            (s @ S::Ended(Some(_)), E::Peer(Handoff::Prepare(_) | Handoff::Grant)) => {
-                let position = s.position();
-                Ok((s, vec![X::Send(Handoff::Position(position))]))
+            (s @ S::Discarding(_), E::DiscardFailed(_)) => (s, again(X::Discard)),
+            (S::Discarding(f), E::Recorded(Record::Discarded)) => {
+                (S::Ended(Some(f.clone())), vec![X::Send(Handoff::Aborted), X::Finish(Some(f))])
             }
-            (s @ (S::Discarding(_) | S::Ended(_)), _) => Ok((s, vec![])),
-
-            // After the hold is decided, links come and go, and words come late.
+            (s @ S::Discarding(_), E::RecordFailed(record @ Record::Discarded, _)) => {
+                (s, again(X::Record(record)))
+            }
+            // What was under way when the discarding began.
             (
-                s @ (S::Owning | S::Resuming | S::Running(_)),
-                E::LinkLost(_) | E::LinkUp | E::RecordFailed(..) | E::Restarted | E::Peer(_),
-            ) => Ok((s, vec![])),
-            (s, E::LinkUp | E::Peer(Handoff::Reserve(_) | Handoff::Position(_))) => Ok((s, vec![])),
+                s @ S::Discarding(_),
+                E::Checked(_) | E::Restored(_) | E::Recorded(_) | E::RecordFailed(..),
+            ) => (s, vec![]),
+            (s @ S::Ended(_), _) => (s, vec![]),
             // A failure that comes after the state has moved on is the state's own to report.
-            (s, E::ReceiveFailed(_)) => Ok((s, vec![])),
-            (s, e) => Err(illegal(&s, &e)),
+            (s, E::ReceiveFailed(_) | E::HoldLost(_)) => (s, vec![]),
+            (s, e) => {
+                return Err(Illegal { state: format!("{s:?}"), event: format!("{e:?}") });
+            }
+        })
+    }
+
+    /// A message of the source's: expected, late, repeated, or nonsense.
+    fn heard(self, message: Handoff) -> (State, Vec<Effect>) {
+        use Effect as X;
+        use Handoff as H;
+        use State as S;
+        match (self, message) {
+            // Held, and nothing to resume is left: the source is there, so it may have it back.
+            (
+                S::Lost(f),
+                H::Grant
+                | H::Abort(_)
+                | H::Prepare(_)
+                | H::Query
+                | H::Position(Position::BeforeCommit | Position::Released | Position::Ended),
+            ) => discard(f),
+            (s, H::Query) => {
+                let position = s.position();
+                (s, vec![X::Send(H::Position(position))])
+            }
+
+            (S::Idle, H::Reserve(_)) => (S::Checking, vec![X::Check]),
+            (S::Idle, H::Abort(_)) => (S::Idle, vec![X::Send(H::Aborted)]),
+            (S::Idle, _) => (S::Idle, vec![X::Send(H::Position(Position::Unknown))]),
+            (S::Receiving, H::Prepare(totals)) => (S::Restoring, vec![X::Restore(totals)]),
+            (S::Held { restore_us }, H::Prepare(_)) => {
+                (S::Held { restore_us }, vec![X::Send(H::Prepared { restore_us })])
+            }
+
+            // The grant. Its repeats are answered from the state reached.
+            (S::Held { .. }, H::Grant | H::Position(Position::Released)) => {
+                (S::Owning, vec![X::Record(Record::Owner)])
+            }
+            (S::Running(times), H::Grant | H::Position(Position::Released)) => {
+                (S::Running(times.clone()), vec![X::Send(H::Running(times))])
+            }
+            (S::Running(times), H::Retired) => (S::Closing(times), vec![X::Record(Record::Closed)]),
+            (s @ S::Ended(None), H::Retired) => (s, vec![X::Send(H::Closed)]),
+            (s @ S::Ended(None), H::Grant) => (s, vec![X::Send(H::Running(ResumeTimes::default()))]),
+
+            // Back, on the source's word.
+            (S::Checking, H::Abort(f)) => untouched(f, H::Aborted),
+            (
+                S::Reserving { .. }
+                | S::Receiving
+                | S::Restoring
+                | S::Preparing { .. }
+                | S::Held { .. }
+                | S::Reclaiming,
+                H::Abort(f),
+            ) => discard(f),
+            (
+                S::Reserving { .. }
+                | S::Receiving
+                | S::Restoring
+                | S::Preparing { .. }
+                | S::Held { .. }
+                | S::Reclaiming,
+                H::Position(Position::Ended),
+            ) => discard(gone()),
+            // Nothing is held yet, so nothing is lost with it.
+            (S::Receiving | S::Restoring, H::Position(Position::Unknown)) => discard(gone()),
+
+            // It is over here.
+            (S::Ended(Some(f)), H::Reserve(_) | H::Prepare(_)) => {
+                (S::Ended(Some(f.clone())), vec![X::Send(H::Refused(f))])
+            }
+            (s @ S::Ended(Some(_)), H::Abort(_) | H::Grant | H::Position(Position::Released)) => {
+                (s, vec![X::Send(H::Aborted)])
+            }
+            (s, _) => (s, vec![]),
         }
     }
+
+    fn link_lost(self, why: &str) -> (State, Vec<Effect>) {
+        use State as S;
+        match self {
+            S::Checking => {
+                let f = lost(why);
+                (S::Ended(Some(f.clone())), vec![Effect::Finish(Some(f))])
+            }
+            S::Reserving { .. } | S::Receiving | S::Restoring => discard(lost(why)),
+            // PREPARED may be on disk: from here on the source must be asked.
+            s @ (S::Preparing { .. } | S::Held { .. } | S::Reclaiming | S::Lost(_)) => {
+                (s, vec![Effect::Ask])
+            }
+            // From OWNER on it is the source that comes back.
+            s @ (S::Idle
+            | S::Owning
+            | S::Resuming
+            | S::Running(_)
+            | S::Closing(_)
+            | S::Discarding(_)
+            | S::Ended(_)) => (s, vec![]),
+        }
+    }
+
+    fn link_up(self) -> (State, Vec<Effect>) {
+        match self {
+            State::Held { restore_us } => {
+                (State::Held { restore_us }, vec![Effect::Send(Handoff::Prepared { restore_us })])
+            }
+            State::Running(times) => {
+                (State::Running(times.clone()), vec![Effect::Send(Handoff::Running(times))])
+            }
+            s => (s, vec![]),
+        }
+    }
+
+    /// Says or asks again what may have been lost.
+    fn repeat(self) -> (State, Vec<Effect>) {
+        let word = match &self {
+            State::Held { restore_us } => Some(Handoff::Prepared { restore_us: *restore_us }),
+            State::Receiving | State::Restoring | State::Lost(_) => Some(Handoff::Query),
+            _ => None,
+        };
+        (self, word.map(Effect::Send).into_iter().collect())
+    }
+}
+
+/// The end of an offer for which nothing was made or written.
+fn untouched(failure: Failure, answer: Handoff) -> (State, Vec<Effect>) {
+    (State::Ended(Some(failure.clone())), vec![Effect::Send(answer), Effect::Finish(Some(failure))])
 }
 
 fn discard(failure: Failure) -> (State, Vec<Effect>) {
@@ -287,6 +431,17 @@ fn discard(failure: Failure) -> (State, Vec<Effect>) {
 fn refuse(failure: Failure, phase: Phase) -> (State, Vec<Effect>) {
     let f = failure.phase(phase);
     (State::Discarding(f.clone()), vec![Effect::Send(Handoff::Refused(f)), Effect::Discard])
+}
+
+fn again(effect: Effect) -> Vec<Effect> {
+    vec![Effect::Again(Box::new(effect))]
+}
+
+fn with_trouble(mut failure: Failure, trouble: Option<Failure>) -> Failure {
+    if let Some(second) = trouble {
+        failure.message = format!("{}; and cleaning up failed in part: {}", failure.message, second.message);
+    }
+    failure
 }
 
 fn lost(why: &str) -> Failure {

@@ -400,6 +400,14 @@ impl Work {
         remove_dir(&self.image_dir())
     }
 
+    /// Finds the hold again. Nothing has run.
+    pub async fn reclaim(&self) -> Result<u64, Failure> {
+        match *self.handle.lock().await {
+            Some(_) => Ok(0),
+            None => Err(Failure::new(Reason::Failed, Side::Destination, "the held restore is gone")),
+        }
+    }
+
     /// Removes everything that was made here for this migration.
     pub async fn discard(&self) -> Result<(), Failure> {
         self.given_up.send_replace(true);

@@ -39,6 +39,8 @@ pub enum Input {
     StepEnded(Box<Work>, Event),
     /// There is a connection again.
     Reconnected(Connection),
+    /// The pause before an effect's next try is over.
+    Again(Box<Effect>),
     /// Somebody asks to cancel; answered when it is clear.
     Cancel(oneshot::Sender<Result<(), Failure>>),
     /// The destination connected by itself, to ask.
@@ -71,6 +73,9 @@ pub struct Driver {
     cancels: Vec<oneshot::Sender<Result<(), Failure>>>,
     phase: Option<(Phase, Instant)>,
     deadline: Option<Instant>,
+    repeated: Instant,
+    reconnecting: bool,
+    doubt: Option<Failure>,
     progress: Progress,
     summary: Summary,
     started: Instant,
@@ -115,6 +120,9 @@ impl Driver {
             cancels: Vec::new(),
             phase: None,
             deadline: None,
+            repeated: Instant::now(),
+            reconnecting: false,
+            doubt: None,
             progress,
             summary: Summary::default(),
             started: Instant::now(),
@@ -140,6 +148,10 @@ impl Driver {
                 input = self.inputs.recv() => input,
                 _ = tick.tick() => {
                     self.tell_progress();
+                    if self.repeated.elapsed() >= REPEAT {
+                        self.repeated = Instant::now();
+                        self.events.push_back(Event::Repeat);
+                    }
                     continue;
                 }
                 () = async { tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)).await }, if deadline.is_some() => {
@@ -161,6 +173,9 @@ impl Driver {
         tracing::debug!(state = ?before, ?event, "step");
         match state.step(event) {
             Ok((next, effects)) => {
+                if std::mem::discriminant(&next) != std::mem::discriminant(&before) {
+                    self.doubt = None;
+                }
                 self.state = next;
                 for effect in effects {
                     self.perform(effect).await;
@@ -197,7 +212,8 @@ impl Driver {
                 }
             }
             Input::StepEnded(mut work, event) => {
-                if let Some((connection, offer)) = work.offer.take() {
+                let offer = work.offer.take().filter(|_| matches!(self.state, State::Reserving));
+                if let Some((connection, offer)) = offer {
                     self.link_over(connection, Handoff::Reserve(offer)).await;
                 }
                 self.work = Some(work);
@@ -209,7 +225,9 @@ impl Driver {
                     self.perform(effect).await;
                 }
             }
+            Input::Again(effect) => self.perform(*effect).await,
             Input::Reconnected(connection) => {
+                self.reconnecting = false;
                 self.link_over(connection, Handoff::Query).await;
                 self.events.push_back(Event::LinkUp);
             }
@@ -252,7 +270,18 @@ impl Driver {
                 }
             }
             Effect::Reconnect => self.reconnect(),
+            Effect::Again(effect) => {
+                let own = self.own.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(REPEAT).await;
+                    let _ = own.send(Input::Again(effect)).await;
+                });
+            }
             Effect::Enter(phase) => self.enter(phase),
+            Effect::Doubt(failure) => {
+                tracing::error!(%failure, "in doubt");
+                self.doubt = Some(failure);
+            }
             Effect::TooLate => self.answer_cancels(&Err(self.too_late())),
             Effect::Finish(failure) => self.finish(failure).await,
         }
@@ -294,6 +323,7 @@ impl Driver {
             Record::Released => {
                 Some(Ownership { container: status.container, epoch, owner: status.destination })
             }
+            Record::Revoked => Some(Ownership { container: status.container, epoch, owner: status.source }),
             _ => None,
         };
         let event = match self.ctx.journal.record(id, Side::Source, record, owner).await {
@@ -325,6 +355,9 @@ impl Driver {
     }
 
     fn reconnect(&mut self) {
+        if std::mem::replace(&mut self.reconnecting, true) {
+            return;
+        }
         let (ctx, own) = (self.ctx.clone(), self.own.clone());
         let destination = self.status.borrow().destination.clone();
         tokio::spawn(async move {
@@ -363,9 +396,8 @@ impl Driver {
 
     fn rearm(&mut self) {
         let after = match &self.state {
-            State::Granting | State::Closing => Some(REPEAT),
-            State::Committing | State::Retiring(_) | State::Ended(_) => None,
-            State::RollingBack(_) | State::Stopping(_) => None,
+            s if s.committed() => None,
+            State::RollingBack(_) | State::Stopping(_) | State::Ended(_) => None,
             _ => Some(Duration::from_secs(self.ctx.config.limits.phase_timeout_s)),
         };
         self.deadline = after.map(|d| Instant::now() + d);
@@ -410,15 +442,17 @@ impl Driver {
     fn publish(&mut self) {
         let lost = self.link.is_none();
         let state = match &self.state {
+            _ if self.doubt.is_some() => Progressing::InDoubt,
             State::Granting if lost => Progressing::InDoubt,
             s if s.committed() => Progressing::Committed,
             _ => Progressing::Running,
         };
         let phase = self.phase.as_ref().map_or(self.state.phase(), |p| p.0);
         self.status.send_if_modified(|s| {
-            let changed = (s.state, s.phase) != (state, phase);
+            let changed = (s.state, s.phase) != (state, phase) || s.failure != self.doubt;
             if changed && !self.done {
                 (s.state, s.phase, s.updated_unix_ms) = (state, phase, now_ms());
+                s.failure.clone_from(&self.doubt);
             }
             changed && !self.done
         });

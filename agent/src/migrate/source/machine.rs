@@ -1,19 +1,47 @@
 //! The source agent's state machine: pure. No clock, no sockets, no processes.
 //!
 //! ```text
-//! Reserving -> Staging -> Freezing -> Copying -> Preparing -> Committing | Granting -> Retiring -> Closing -> Ended
-//!     \___________\__________\__________\___________/                    |
-//!                        RollingBack -> Ended                 RELEASED is on disk:
-//!                                                                 only forward
+//! Reserving -> Staging -> Freezing -> Copying -> Preparing -> Committing | Granting -> Retiring -> Closing -> Settling -> Ended
+//!     |           \__________|__________/            |            |      |    |
+//!     |                   Stopping                   |            |   RELEASED is on disk
+//!     |                      |                       |        Revoking <--+  (T renounced)
+//!     \______________________\_______________________/            |
+//!                          RollingBack <--------------------------+ REVOKED is on disk
+//!                            Ended
 //! ```
 //!
-//! Rules that hold by construction, and that the tests explore:
+//! | State | Container | Last record | Asked where it is | Waits for, and what happens if that does not come |
+//! | --- | --- | --- | --- | --- |
+//! | Reserving | runs | ACCEPTED | before commit | Reserved or Refused; deadline: back |
+//! | Staging | runs | ACCEPTED | before commit | the step; deadline: stopped, back |
+//! | Freezing | freezes | ACCEPTED, FROZEN | before commit | the record, then the step; deadline: stopped, back |
+//! | Copying | frozen | FROZEN | before commit | the step; deadline: stopped, back |
+//! | Preparing | frozen | FROZEN | before commit | Prepared or Refused; Prepare is repeated; deadline: back |
+//! | Committing | frozen | FROZEN, RELEASED | before commit | the record; its failure is revoked |
+//! | Revoking | frozen | FROZEN, RELEASED, REVOKED | before commit | the record, tried until written |
+//! | Granting | frozen | RELEASED | released | Running or Aborted; Grant is repeated, for ever |
+//! | Retiring | goes | RELEASED | released | the step, then the record, tried until done |
+//! | Closing | gone | RETIRED | released | Closed; Retired is repeated, for ever |
+//! | Settling | gone | RETIRED, CLOSED | released | the record, tried until written |
+//! | Stopping | as it was | as it was | ended | the running step's end |
+//! | RollingBack | thaws | ..., ROLLED_BACK | ended | the step, then the record, tried until done |
+//! | Ended | | CLOSED, ROLLED_BACK | released, ended | nothing; repeats are answered |
 //!
-//! * `Effect::Undo` (thaw, unfence) is never asked for once `Record::Released` may be on disk: a
-//!   failed *write* of it counts as written, because its bytes may have reached the disk.
+//! Rules that hold by construction, and that `tests/handover_model.rs` explores:
+//!
+//! * `Effect::Undo` (thaw, unfence) is never asked for while the last word on disk may be
+//!   `Record::Released`. A failed *write* of it counts as written, because its bytes may have
+//!   reached the disk: only `Record::Revoked` behind it, safely on disk, opens the way back.
+//! * Revoking is possible in two cases, in both of which nobody else may run the container: no
+//!   grant was ever sent, or the destination has put on disk that it never will (`Aborted`).
 //! * `Handoff::Grant` is sent only after `Event::Recorded(Released)`.
 //! * `Effect::Retire` follows only the destination's word that it runs.
-//! * A cancel is a request: honoured before the commit, answered "too late" after it.
+//! * A migration ends only when its last record is on disk. A forgotten one would be undone again
+//!   at the next start of the agent, when the container may be in other hands.
+//! * A cancel is a request: honoured before the commit, answered "too late" after it, and answered
+//!   when that is known while RELEASED is being written.
+//!
+//! No message of a peer is ever [`Illegal`]: it may be late, repeated, or hostile.
 
 use crate::journal::Record;
 use tranship_proto::handoff::{Handoff, Position, ResumeTimes, Totals};
@@ -30,19 +58,23 @@ pub enum State {
     Freezing,
     /// Dumping, streaming memory and the last file differences.
     Copying,
-    /// The destination restores.
-    Preparing,
+    /// The destination restores what it was told to have.
+    Preparing(Totals),
     /// RELEASED is being flushed.
     Committing,
+    /// RELEASED is void: REVOKED is being flushed, then the container goes back.
+    Revoking(Failure),
     /// RELEASED is on disk; the destination is to say that it runs.
     Granting,
-    /// Removing the copy here.
+    /// Removing the copy here, then flushing RETIRED.
     Retiring(ResumeTimes),
     /// Waiting for the destination's last word.
     Closing,
+    /// It came: CLOSED is being flushed.
+    Settling,
     /// Waiting for a running step to stop before going back.
     Stopping(Failure),
-    /// Going back.
+    /// Going back, then flushing ROLLED_BACK.
     RollingBack(Failure),
     /// Nothing more to do. `None`: the container is the destination's.
     Ended(Option<Failure>),
@@ -53,6 +85,8 @@ pub enum State {
 pub enum Event {
     /// The request was accepted and recorded.
     Start,
+    /// The offer is sent.
+    Offered,
     /// The step that was asked for is done.
     StepDone,
     /// Copied, with what the destination must have.
@@ -61,7 +95,7 @@ pub enum Event {
     StepFailed(Failure),
     /// A record is on disk.
     Recorded(Record),
-    /// A record could not be written.
+    /// A record could not be written; its bytes may be on disk all the same.
     RecordFailed(Record, Failure),
     /// The destination spoke.
     Peer(Handoff),
@@ -73,8 +107,12 @@ pub enum Event {
     Cancel,
     /// The phase took too long.
     Deadline,
-    /// What was thawed and unfenced is so again.
+    /// A second or so has passed: time to say again what may have been lost.
+    Repeat,
+    /// The container runs and is reached as before; what could not be tidied up.
     Undone(Option<Failure>),
+    /// The container could not be brought back; it may be frozen or fenced still.
+    UndoFailed(Failure),
     /// The agent starts again and finds this migration in its journal.
     Restarted,
 }
@@ -84,7 +122,7 @@ pub enum Event {
 pub enum Effect {
     /// Flush a record => `Recorded` or `RecordFailed`.
     Record(Record),
-    /// Scan the container, connect, send the offer => `StepFailed`, or the destination's answer.
+    /// Scan the container, connect, send the offer => `Offered` or `StepFailed`.
     Reserve,
     /// Copy files in passes => `StepDone` or `StepFailed`.
     Stage,
@@ -96,21 +134,26 @@ pub enum Effect {
     StopStep,
     /// Send to the destination; lost when there is no connection.
     Send(Handoff),
-    /// Thaw, unfence, unlock, remove temporary data => `Undone`.
+    /// Thaw, unfence, unlock, remove temporary data => `Undone` or `UndoFailed`. After the end of
+    /// a step that still runs. May be repeated.
     Undo,
-    /// Kill the frozen copy while fenced, remove it => `StepDone` or `StepFailed`.
+    /// Kill the frozen copy while fenced, remove it => `StepDone` or `StepFailed`. May be repeated.
     Retire,
-    /// Keep trying to connect => `LinkUp`.
+    /// Keep trying to connect => `LinkUp`. Asking twice is asking once.
     Reconnect,
+    /// The same effect once more, after a pause of a second or so.
+    Again(Box<Effect>),
     /// Tell whoever watches that a phase began.
     Enter(Phase),
-    /// Answer a cancel with "too late".
+    /// Show as in doubt, and why, until the state changes.
+    Doubt(Failure),
+    /// Answer every cancel that waits with "too late".
     TooLate,
-    /// Done: report, free what is held in memory.
+    /// Done: report, answer the cancels that wait, free what is held in memory.
     Finish(Option<Failure>),
 }
 
-/// An event that cannot happen in a state.
+/// An event that cannot happen in a state: a bug of the driver's. Messages never are.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("event {event} is not possible in state {state}")]
 pub struct Illegal {
@@ -122,10 +165,6 @@ pub struct Illegal {
 
 type Step = Result<(State, Vec<Effect>), Illegal>;
 
-fn cancelled() -> Failure {
-    Failure::new(Reason::Cancelled, Side::Source, "cancelled on request")
-}
-
 impl State {
     /// The phase this state belongs to.
     pub fn phase(&self) -> Phase {
@@ -134,192 +173,324 @@ impl State {
             State::Staging => Phase::Stage,
             State::Freezing => Phase::Freeze,
             State::Copying => Phase::Copy,
-            State::Preparing => Phase::Prepare,
-            State::Committing => Phase::Commit,
+            State::Preparing(_) => Phase::Prepare,
+            State::Committing | State::Revoking(_) => Phase::Commit,
             State::Granting => Phase::Grant,
-            State::Retiring(_) | State::Closing | State::Ended(None) => Phase::Retire,
+            State::Retiring(_) | State::Closing | State::Settling | State::Ended(None) => Phase::Retire,
             State::Stopping(f) | State::RollingBack(f) | State::Ended(Some(f)) => {
                 f.phase.unwrap_or(Phase::Reserve)
             }
         }
     }
 
-    /// Whether RELEASED may be on disk.
+    /// Whether RELEASED may be the last word on disk.
     pub fn committed(&self) -> bool {
+        matches!(self, State::Committing | State::Revoking(_)) || self.released()
+    }
+
+    /// Whether RELEASED is on disk, and stands.
+    fn released(&self) -> bool {
         matches!(
             self,
-            State::Committing | State::Granting | State::Retiring(_) | State::Closing | State::Ended(None)
+            State::Granting
+                | State::Retiring(_)
+                | State::Closing
+                | State::Settling
+                | State::Ended(None)
         )
     }
 
     /// What to answer when the destination asks where this side is.
     pub fn position(&self) -> Position {
         match self {
-            State::Committing => Position::BeforeCommit,
-            s if s.committed() => Position::Released,
-            State::Ended(_) | State::RollingBack(_) | State::Stopping(_) => Position::Ended,
+            State::Ended(Some(_)) | State::RollingBack(_) | State::Stopping(_) => Position::Ended,
+            s if s.released() => Position::Released,
+            // While RELEASED or REVOKED is being written the answer is "ask again".
             _ => Position::BeforeCommit,
         }
     }
 
     /// The state in which an agent finds a migration whose last record is `record`.
     ///
-    /// It is to be stepped with [`Event::Restarted`].
+    /// It is to be stepped with [`Event::Restarted`], unless it is [`State::Ended`]: then it only
+    /// answers what late messages ask.
     pub fn recovered(record: Record) -> State {
         match record {
             Record::Released => State::Granting,
             Record::Retired => State::Closing,
             Record::Closed => State::Ended(None),
             Record::RolledBack => State::Ended(Some(restarted(Phase::Reserve))),
-            Record::Frozen => State::Freezing,
+            Record::Frozen | Record::Revoked => State::Freezing,
             _ => State::Reserving,
         }
     }
 
     /// The next state and what is to be done, in order.
+    ///
+    /// # Errors
+    /// [`Illegal`] for an event that only a faulty driver reports.
     pub fn step(self, event: Event) -> Step {
+        match event {
+            Event::Peer(message) => Ok(self.heard(message)),
+            Event::LinkLost(why) => Ok(self.link_lost(&why)),
+            Event::Cancel => Ok(self.cancel()),
+            Event::Deadline => Ok(self.deadline()),
+            Event::Repeat | Event::LinkUp => Ok(self.repeat()),
+            event => self.own(event),
+        }
+    }
+
+    /// The outcome of something that this side did.
+    fn own(self, event: Event) -> Step {
         use Effect as X;
         use Event as E;
         use State as S;
-        let illegal = |state: &State, event: &Event| Illegal {
-            state: format!("{state:?}"),
-            event: format!("{event:?}"),
-        };
-        match (self, event) {
+        Ok(match (self, event) {
             // Forward, before commit.
-            (S::Reserving, E::Start) => Ok((S::Reserving, vec![X::Enter(Phase::Reserve), X::Reserve])),
-            (S::Reserving, E::Peer(Handoff::Reserved { .. })) => {
-                Ok((S::Staging, vec![X::Enter(Phase::Stage), X::Stage]))
-            }
-            (S::Reserving, E::Peer(Handoff::Refused(f))) => Ok(roll_back(f, Phase::Reserve)),
+            (S::Reserving, E::Start) => (S::Reserving, vec![X::Enter(Phase::Reserve), X::Reserve]),
+            // The answer is what counts, and may have come before.
+            (s, E::Offered) => (s, vec![]),
             (S::Staging, E::StepDone) => {
-                Ok((S::Freezing, vec![X::Enter(Phase::Freeze), X::Record(Record::Frozen)]))
+                (S::Freezing, vec![X::Enter(Phase::Freeze), X::Record(Record::Frozen)])
             }
-            (S::Freezing, E::Recorded(Record::Frozen)) => Ok((S::Freezing, vec![X::Freeze])),
+            (S::Freezing, E::Recorded(Record::Frozen)) => (S::Freezing, vec![X::Freeze]),
             (S::Freezing, E::StepDone) => {
-                Ok((S::Copying, vec![X::Send(Handoff::Frozen), X::Enter(Phase::Copy), X::Copy]))
+                (S::Copying, vec![X::Send(Handoff::Frozen), X::Enter(Phase::Copy), X::Copy])
             }
             (S::Copying, E::Copied(totals)) => {
-                Ok((S::Preparing, vec![X::Enter(Phase::Prepare), X::Send(Handoff::Prepare(totals))]))
+                let prepare = X::Send(Handoff::Prepare(totals.clone()));
+                (S::Preparing(totals), vec![X::Enter(Phase::Prepare), prepare])
             }
-            (S::Preparing, E::Peer(Handoff::Prepared { .. })) => {
-                Ok((S::Committing, vec![X::Enter(Phase::Commit), X::Record(Record::Released)]))
-            }
-            (S::Preparing, E::Peer(Handoff::Refused(f))) => Ok(roll_back(f, Phase::Prepare)),
 
-            // The commit and after it: only forward.
+            // The commit and after it.
             (S::Committing, E::Recorded(Record::Released)) => {
-                Ok((S::Granting, vec![X::Enter(Phase::Grant), X::Send(Handoff::Grant)]))
+                (S::Granting, vec![X::TooLate, X::Enter(Phase::Grant), X::Send(Handoff::Grant)])
             }
-            (S::Committing, E::RecordFailed(Record::Released, f)) => {
-                // Its bytes may be on disk: neither thaw nor grant. A restart reads the truth.
-                let f = Failure { reason: Reason::InDoubt, ..f }.phase(Phase::Commit);
-                Ok((S::Committing, vec![X::Finish(Some(f))]))
+            (S::Committing, E::RecordFailed(Record::Released, f)) => revoke(f.phase(Phase::Commit)),
+            (S::Granting, E::Restarted) => (S::Granting, vec![X::Enter(Phase::Grant), X::Reconnect]),
+            (s @ S::Retiring(_), E::StepDone) => (s, vec![X::Record(Record::Retired)]),
+            (s @ S::Retiring(_), E::StepFailed(_)) => (s, again(X::Retire)),
+            (s @ S::Retiring(_), E::RecordFailed(record @ Record::Retired, _)) => {
+                (s, again(X::Record(record)))
             }
-            (S::Granting, E::Peer(Handoff::Running(times))) => {
-                Ok((S::Retiring(times), vec![X::Enter(Phase::Retire), X::Retire]))
+            (S::Retiring(_), E::Recorded(Record::Retired)) => {
+                (S::Closing, vec![X::Send(Handoff::Retired)])
             }
-            (S::Granting, E::LinkUp | E::Deadline | E::Peer(Handoff::Position(Position::Held))) => {
-                Ok((S::Granting, vec![X::Send(Handoff::Grant)]))
-            }
-            (S::Granting, E::Restarted) => Ok((S::Granting, vec![X::Enter(Phase::Grant), X::Reconnect])),
-            (s @ (S::Granting | S::Closing), E::LinkLost(_)) => Ok((s, vec![X::Reconnect])),
-            (s @ S::Retiring(_), E::StepDone) => {
-                let _ = s;
-                Ok((S::Closing, vec![X::Record(Record::Retired)]))
-            }
-            (s @ S::Retiring(_), E::StepFailed(_)) => Ok((s, vec![X::Retire])),
-            (S::Closing, E::Recorded(Record::Retired) | E::LinkUp | E::Deadline) => {
-                Ok((S::Closing, vec![X::Send(Handoff::Retired)]))
-            }
-            (S::Closing, E::Restarted) => Ok((S::Closing, vec![X::Reconnect])),
-            (S::Closing, E::Peer(Handoff::Closed | Handoff::Position(Position::Unknown))) => {
-                Ok((S::Closing, vec![X::Record(Record::Closed)]))
-            }
-            (S::Closing, E::Recorded(Record::Closed)) => Ok((S::Ended(None), vec![X::Finish(None)])),
-            (s @ (S::Closing | S::Retiring(_)), E::Peer(_) | E::RecordFailed(..)) => Ok((s, vec![])),
-            (s @ S::Retiring(_), E::LinkLost(_) | E::LinkUp | E::Deadline) => Ok((s, vec![])),
-            (s, E::Cancel) if s.committed() => Ok((s, vec![X::TooLate])),
+            (S::Closing, E::Restarted) => (S::Closing, vec![X::Reconnect]),
+            (S::Settling, E::Recorded(Record::Closed)) => (S::Ended(None), vec![X::Finish(None)]),
+            (s @ S::Settling, E::RecordFailed(record @ Record::Closed, _)) => (s, again(X::Record(record))),
 
-            // Questions are answered from the state reached.
-            (s, E::Peer(Handoff::Query)) => {
-                let position = s.position();
-                Ok((s, vec![X::Send(Handoff::Position(position))]))
+            // Out of the commit again: only with REVOKED on disk behind RELEASED.
+            (S::Revoking(f), E::Recorded(Record::Revoked)) => back(f),
+            (s @ S::Revoking(_), E::RecordFailed(record @ Record::Revoked, why)) => {
+                let doubt = Failure { reason: Reason::InDoubt, ..why }.phase(Phase::Commit);
+                (s, vec![X::Doubt(doubt), X::Again(Box::new(X::Record(record)))])
             }
 
-            // Back. A step that runs is stopped first: CRIU is never killed in the middle of a dump.
-            (s @ (S::Staging | S::Copying), E::Cancel) => Ok(stop(cancelled(), s.phase())),
-            (s @ (S::Staging | S::Copying), E::LinkLost(why)) => Ok(stop(link_lost(&why), s.phase())),
-            (s @ (S::Staging | S::Copying), E::Peer(Handoff::Abort(f))) => Ok(stop(f, s.phase())),
-            (s @ (S::Staging | S::Copying), E::Deadline) => Ok(stop(too_long(s.phase()), s.phase())),
-            (S::Freezing, E::Cancel) => Ok(stop(cancelled(), Phase::Freeze)),
-            (S::Freezing, E::LinkLost(why)) => Ok(stop(link_lost(&why), Phase::Freeze)),
-            (S::Freezing, E::Peer(Handoff::Abort(f))) => Ok(stop(f, Phase::Freeze)),
-            (S::Stopping(f), E::StepDone | E::Copied(_) | E::StepFailed(_) | E::RecordFailed(..)) => {
-                let phase = f.phase.unwrap_or(Phase::Stage);
-                Ok(roll_back(f, phase))
-            }
-            // FROZEN was being written when the stop came: nothing is frozen yet.
-            (S::Stopping(f), E::Recorded(Record::Frozen)) => Ok(roll_back(f, Phase::Freeze)),
-            (s @ S::Stopping(_), _) => Ok((s, vec![])),
+            // Back.
             (s @ (S::Reserving | S::Staging | S::Freezing | S::Copying), E::StepFailed(f)) => {
                 let phase = s.phase();
-                Ok(roll_back(f, phase))
+                back(f.phase(phase))
             }
-            (S::Freezing, E::RecordFailed(Record::Frozen, f)) => Ok(roll_back(f, Phase::Freeze)),
-            (s @ (S::Reserving | S::Preparing), E::Cancel) => {
+            (S::Freezing, E::RecordFailed(Record::Frozen, f)) => back(f.phase(Phase::Freeze)),
+            // Whichever way the step ended, or FROZEN was written with nothing frozen yet.
+            (
+                S::Stopping(f),
+                E::StepDone
+                | E::Copied(_)
+                | E::StepFailed(_)
+                | E::Recorded(Record::Frozen)
+                | E::RecordFailed(Record::Frozen, _),
+            ) => back(f),
+            (s @ (S::Reserving | S::Freezing), E::Restarted) => {
                 let phase = s.phase();
-                Ok(roll_back(cancelled(), phase))
+                back(restarted(phase))
             }
-            (s @ (S::Reserving | S::Preparing), E::LinkLost(why)) => {
-                let phase = s.phase();
-                Ok(roll_back(link_lost(&why), phase))
+            (S::RollingBack(f), E::Undone(trouble)) => {
+                (S::RollingBack(with_trouble(f, trouble)), vec![X::Record(Record::RolledBack)])
             }
-            (s @ (S::Reserving | S::Preparing), E::Peer(Handoff::Abort(f))) => {
-                let phase = s.phase();
-                Ok(roll_back(f, phase))
+            (S::RollingBack(f), E::UndoFailed(why)) => {
+                let phase = f.phase.unwrap_or(Phase::Reserve);
+                let doubt = Failure { reason: Reason::InDoubt, ..why }.phase(phase);
+                (S::RollingBack(f), vec![X::Doubt(doubt), X::Again(Box::new(X::Undo))])
             }
-            (s @ (S::Reserving | S::Preparing | S::Freezing), E::Deadline) => {
-                let phase = s.phase();
-                Ok(roll_back(too_long(phase), phase))
+            (S::RollingBack(f), E::Recorded(Record::RolledBack)) => {
+                (S::Ended(Some(f.clone())), vec![X::Finish(Some(f))])
             }
-            (s @ (S::Reserving | S::Staging | S::Freezing | S::Copying | S::Preparing), E::Restarted) => {
-                let phase = s.phase();
-                Ok(roll_back(restarted(phase), phase))
+            (s @ S::RollingBack(_), E::RecordFailed(record @ Record::RolledBack, _)) => {
+                (s, again(X::Record(record)))
             }
-            (S::RollingBack(f), E::Undone(None)) => {
-                Ok((S::RollingBack(f), vec![X::Record(Record::RolledBack)]))
+            // The step that was running when the way back began, and what it recorded.
+            (
+                s @ S::RollingBack(_),
+                E::StepDone | E::StepFailed(_) | E::Recorded(_) | E::RecordFailed(..),
+            ) => (s, vec![]),
+            (s @ S::Ended(_), _) => (s, vec![]),
+            (s, e) => {
+                return Err(Illegal { state: format!("{s:?}"), event: format!("{e:?}") });
             }
-            (S::RollingBack(mut f), E::Undone(Some(second))) => {
-                f.message = format!("{}; and going back failed: {}", f.message, second.message);
-                if f.hint.is_none() {
-                    f.hint = second.hint;
-                }
-                Ok((S::RollingBack(f), vec![X::Record(Record::RolledBack)]))
-            }
-            (S::RollingBack(f), E::Recorded(Record::RolledBack) | E::RecordFailed(Record::RolledBack, _)) => {
-                Ok((S::Ended(Some(f.clone())), vec![X::Finish(Some(f))]))
-            }
-            (s @ (S::RollingBack(_) | S::Ended(_)), _) => Ok((s, vec![])),
+        })
+    }
 
-            // Late repeats of what the destination has said before.
-            (s, E::Peer(Handoff::Reserved { .. } | Handoff::Prepared { .. } | Handoff::Position(_))) => {
-                Ok((s, vec![]))
+    /// A message of the destination's: expected, late, repeated, or nonsense.
+    fn heard(self, message: Handoff) -> (State, Vec<Effect>) {
+        use Effect as X;
+        use Handoff as H;
+        use State as S;
+        match (self, message) {
+            (s, H::Query) => {
+                let position = s.position();
+                (s, vec![X::Send(H::Position(position))])
             }
-            (s @ S::Committing, E::LinkUp | E::LinkLost(_) | E::Deadline) => Ok((s, vec![])),
-            (s, e) => Err(illegal(&s, &e)),
+            (S::Reserving, H::Reserved { .. }) => (S::Staging, vec![X::Enter(Phase::Stage), X::Stage]),
+            (S::Preparing(_), H::Prepared { .. }) => {
+                (S::Committing, vec![X::Enter(Phase::Commit), X::Record(Record::Released)])
+            }
+
+            // No: before commit it is the end of it.
+            (s @ (S::Reserving | S::Preparing(_)), H::Refused(f) | H::Abort(f)) => {
+                let phase = s.phase();
+                back(f.phase(phase))
+            }
+            (s @ S::Preparing(_), H::Aborted | H::Position(Position::Ended | Position::Unknown)) => {
+                let phase = s.phase();
+                back(renounced().phase(phase))
+            }
+            (s @ (S::Staging | S::Freezing | S::Copying), H::Refused(f) | H::Abort(f)) => stop(s, f),
+            (s @ (S::Staging | S::Freezing | S::Copying), H::Aborted | H::Position(Position::Ended)) => {
+                stop(s, renounced())
+            }
+
+            // After it, only two words count: that it runs there, or that it never will.
+            (S::Granting, H::Running(times)) => {
+                (S::Retiring(times), vec![X::Enter(Phase::Retire), X::Retire])
+            }
+            (S::Granting, H::Aborted | H::Position(Position::Ended)) => {
+                revoke(renounced().phase(Phase::Grant))
+            }
+            (S::Granting, H::Prepared { .. } | H::Position(Position::Held)) => {
+                (S::Granting, vec![X::Send(H::Grant)])
+            }
+            // A destination that has forgotten has closed: it said before that it runs.
+            (S::Closing, H::Closed | H::Position(Position::Unknown)) => {
+                (S::Settling, vec![X::Record(Record::Closed)])
+            }
+
+            // A destination that holds what was given up.
+            (s @ (S::Stopping(_) | S::RollingBack(_) | S::Ended(Some(_))), H::Prepared { .. }) => {
+                let abort = s.failure().map(|f| X::Send(H::Abort(f.clone())));
+                (s, abort.into_iter().collect())
+            }
+            (s, _) => (s, vec![]),
+        }
+    }
+
+    fn link_lost(self, why: &str) -> (State, Vec<Effect>) {
+        use State as S;
+        match self {
+            s @ (S::Reserving | S::Preparing(_)) => {
+                let phase = s.phase();
+                back(link_lost(why).phase(phase))
+            }
+            s @ (S::Staging | S::Freezing | S::Copying) => stop(s, link_lost(why)),
+            s @ (S::Committing | S::Granting | S::Retiring(_) | S::Closing) => {
+                (s, vec![Effect::Reconnect])
+            }
+            s @ (S::Revoking(_)
+            | S::Settling
+            | S::Stopping(_)
+            | S::RollingBack(_)
+            | S::Ended(_)) => (s, vec![]),
+        }
+    }
+
+    fn cancel(self) -> (State, Vec<Effect>) {
+        use State as S;
+        match self {
+            s @ (S::Reserving | S::Preparing(_)) => {
+                let phase = s.phase();
+                back(cancelled().phase(phase))
+            }
+            s @ (S::Staging | S::Freezing | S::Copying) => stop(s, cancelled()),
+            s if s.released() => (s, vec![Effect::TooLate]),
+            // Answered when it is clear, or by the end that is under way.
+            s => (s, vec![]),
+        }
+    }
+
+    fn deadline(self) -> (State, Vec<Effect>) {
+        use State as S;
+        match self {
+            s @ (S::Reserving | S::Preparing(_)) => {
+                let phase = s.phase();
+                back(too_long(phase))
+            }
+            s @ (S::Staging | S::Freezing | S::Copying) => {
+                let failure = too_long(s.phase());
+                stop(s, failure)
+            }
+            s => (s, vec![]),
+        }
+    }
+
+    /// Says again what may have been lost.
+    fn repeat(self) -> (State, Vec<Effect>) {
+        use Effect as X;
+        use State as S;
+        let word = match &self {
+            S::Preparing(totals) => Some(Handoff::Prepare(totals.clone())),
+            S::Granting => Some(Handoff::Grant),
+            S::Closing => Some(Handoff::Retired),
+            _ => None,
+        };
+        (self, word.map(X::Send).into_iter().collect())
+    }
+
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            State::Stopping(f) | State::RollingBack(f) | State::Revoking(f) | State::Ended(Some(f)) => {
+                Some(f)
+            }
+            _ => None,
         }
     }
 }
 
-/// Going back: the container runs again before anything else is told or written.
-fn roll_back(failure: Failure, phase: Phase) -> (State, Vec<Effect>) {
-    let failure = failure.phase(phase);
+/// Going back: the container runs again before anything else is written.
+fn back(failure: Failure) -> (State, Vec<Effect>) {
     (State::RollingBack(failure.clone()), vec![Effect::Undo, Effect::Send(Handoff::Abort(failure))])
 }
 
-fn stop(failure: Failure, phase: Phase) -> (State, Vec<Effect>) {
-    (State::Stopping(failure.phase(phase)), vec![Effect::StopStep])
+/// Back once the running step has ended: CRIU is never killed in the middle of a dump.
+fn stop(state: State, failure: Failure) -> (State, Vec<Effect>) {
+    (State::Stopping(failure.phase(state.phase())), vec![Effect::StopStep])
+}
+
+fn revoke(failure: Failure) -> (State, Vec<Effect>) {
+    (State::Revoking(failure), vec![Effect::Record(Record::Revoked)])
+}
+
+fn again(effect: Effect) -> Vec<Effect> {
+    vec![Effect::Again(Box::new(effect))]
+}
+
+fn with_trouble(mut failure: Failure, trouble: Option<Failure>) -> Failure {
+    if let Some(second) = trouble {
+        failure.message = format!("{}; and going back failed in part: {}", failure.message, second.message);
+        failure.hint = failure.hint.or(second.hint);
+    }
+    failure
+}
+
+fn cancelled() -> Failure {
+    Failure::new(Reason::Cancelled, Side::Source, "cancelled on request")
+}
+
+fn renounced() -> Failure {
+    let text = "the destination has given the migration up and will never run the container";
+    Failure::new(Reason::Failed, Side::Destination, text)
+        .hint("the container runs on at the source; the destination's log and history say why")
+        .retryable()
 }
 
 fn link_lost(why: &str) -> Failure {
@@ -335,6 +506,7 @@ fn link_lost(why: &str) -> Failure {
 fn too_long(phase: Phase) -> Failure {
     let text = format!("the {} phase took longer than its deadline", phase.as_str());
     Failure::new(Reason::Timeout, Side::Source, text)
+        .phase(phase)
         .hint("raise limits.phase_timeout_s in transhipd.toml, or look at the destination's log")
         .retryable()
 }

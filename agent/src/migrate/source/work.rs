@@ -217,13 +217,9 @@ impl Work {
     /// Runs a step to its event.
     pub async fn run(&mut self, step: Step) -> Event {
         let result = match step {
+            // The driver sends it.
             Step::Reserve => match offer::reserve(self).await {
-                // The destination's answer is the next event; nothing to say here.
-                Ok(()) => {
-                    return Event::Peer(tranship_proto::handoff::Handoff::Position(
-                        tranship_proto::handoff::Position::Unknown,
-                    ));
-                }
+                Ok(()) => return Event::Offered,
                 Err(f) => Err(f),
             },
             Step::Stage => self.stage().await,

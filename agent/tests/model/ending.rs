@@ -1,0 +1,214 @@
+//! What becomes of a world once nothing bad happens any more: agents that are down start again,
+//! the link is good, messages that were under way before are lost, steps and writes succeed.
+
+use super::explore::{Keyed, line};
+use super::moves::{Label, Model, Next};
+use super::words::{Ev, Msg, Who, record_of};
+use super::world::{Container, Copy, Link, World, Wrong};
+use std::fmt::Write as _;
+use tranship_agent::journal::Record;
+
+/// Moves after which an end is not believed in any more.
+const PATIENCE: usize = 600;
+
+/// Endings played so far.
+#[derive(Default)]
+pub struct Endings {
+    good: Keyed<()>,
+    played: usize,
+}
+
+/// Chooses among moves: the first one, or any.
+pub type Choice<'a> = &'a mut dyn FnMut(usize) -> usize;
+
+impl Endings {
+    pub fn played(&self) -> usize {
+        self.played
+    }
+
+    /// Plays the end from here, unless this situation was played before.
+    pub fn play(&mut self, model: &mut Model, world: &World) -> Option<(Wrong, String)> {
+        let start = quiet(world);
+        if self.good.contains_key(&start.key()) {
+            return None;
+        }
+        self.played += 1;
+        let mut way = Vec::new();
+        let wrong = play(model, start, &mut |_| 0, &mut |w| {
+            way.push(w.key());
+            !self.good.contains_key(&w.key())
+        });
+        match wrong {
+            Some(wrong) => {
+                let mut text = String::from("-- from here nothing bad happens --\n");
+                replay(model, start, &mut text);
+                Some((wrong, text))
+            }
+            None => {
+                self.good.extend(way.into_iter().map(|k| (k, ())));
+                None
+            }
+        }
+    }
+}
+
+fn replay(model: &mut Model, start: World, text: &mut String) {
+    let mut lines = Vec::new();
+    let mut last = None;
+    // The labels are not needed to understand where it hangs.
+    let wrong = play(model, start, &mut |_| 0, &mut |w| {
+        if last != Some(*w) {
+            lines.push(*w);
+        }
+        last = Some(*w);
+        true
+    });
+    let shown = lines.len().min(120);
+    for w in &lines[..shown] {
+        let _ = writeln!(text, "{}", line(model, Label::Begin, w));
+    }
+    let _ = writeln!(text, "{wrong:?}");
+}
+
+/// The world with everything lost that was under way.
+pub fn quiet(world: &World) -> World {
+    World { sent_s: 0, sent_t: 0, ..*world }
+}
+
+/// Plays to the end; `goes_on` may stop early, then all is well.
+pub fn play(
+    model: &mut Model,
+    start: World,
+    choose: Choice<'_>,
+    goes_on: &mut dyn FnMut(&World) -> bool,
+) -> Option<Wrong> {
+    let mut world = start;
+    let mut rounds = 0;
+    let mut options = Next::new();
+    for _ in 0..PATIENCE {
+        if operator_only(&world) || !goes_on(&world) {
+            return None;
+        }
+        options.clear();
+        good_moves(model, &world, &mut options);
+        if options.is_empty() {
+            if settled(model, &world) {
+                return verdict(model, &world);
+            }
+            if rounds > 12 {
+                return Some(Wrong::NeverEnds);
+            }
+            // Nothing left but to wait: repeats, and in the end the source's deadline.
+            rounds += 1;
+            world = timers(model, world, rounds > 8);
+        } else {
+            let i = choose(options.len());
+            world = options[i].1;
+        }
+        world.check();
+        if world.wrong.is_some() {
+            return world.wrong;
+        }
+    }
+    Some(Wrong::NeverEnds)
+}
+
+fn good_moves(model: &mut Model, world: &World, out: &mut Next) {
+    for who in [Who::S, Who::T] {
+        if !world.at(who).up {
+            out.push((Label::Restart(who), model.restart(*world, who)));
+            return;
+        }
+    }
+    let mut all = Next::new();
+    model.next(world, &mut all);
+    for (label, w) in all {
+        let good = match label {
+            Label::Told(_, Ev::LinkLost) => false,
+            Label::Told(who, Ev::Peer(msg)) => {
+                // Delivered once.
+                let mut w = w;
+                match who.other() {
+                    Who::S => w.sent_s &= !msg.bit(),
+                    Who::T => w.sent_t &= !msg.bit(),
+                }
+                out.push((label, w));
+                false
+            }
+            Label::Told(_, Ev::Cancel | Ev::Deadline | Ev::Repeat | Ev::ReceiveFailed) => false,
+            Label::Told(..) | Label::Did(..) | Label::Again(_) | Label::Connected(_) => true,
+            // A step that cannot succeed fails.
+            Label::DidNot(who, _) => {
+                world.at(who).ops[0] != 0 && !possible(model, world, who)
+            }
+            _ => false,
+        };
+        if good {
+            out.push((label, w));
+        }
+    }
+    for who in [Who::S, Who::T] {
+        if world.at(who).link == Link::Stale {
+            let mut w = *world;
+            w.cut(who);
+            let mut told = Next::new();
+            model.tell(&w, who, Ev::LinkLost, &mut told);
+            out.extend(told.into_iter().filter(|(l, _)| matches!(l, Label::Told(..))));
+        }
+    }
+}
+
+fn possible(model: &mut Model, world: &World, who: Who) -> bool {
+    let mut all = Next::new();
+    model.next(world, &mut all);
+    all.iter().any(|(l, _)| matches!(l, Label::Did(w, _) if *w == who))
+}
+
+fn timers(model: &mut Model, mut world: World, deadline: bool) -> World {
+    for who in [Who::S, Who::T] {
+        world = model.told(world, who, Ev::Repeat);
+    }
+    if deadline && model.machines.shape(Who::S, world.s.state).timed {
+        world = model.told(world, Who::S, Ev::Deadline);
+    }
+    world
+}
+
+/// Nothing is under way, and neither side would say anything by itself.
+fn settled(model: &mut Model, world: &World) -> bool {
+    let mut w = *world;
+    w.connected();
+    let again = timers(model, w, true);
+    again == w
+}
+
+/// One runner, and both journals say the same.
+fn verdict(model: &Model, w: &World) -> Option<Wrong> {
+    let last = (record_of(w.s.last), record_of(w.t.last));
+    let ended = |who: Who| model.machines.shape(who, w.at(who).state).ended;
+    let t_idle = w.t.last == 0 && model.machines.shape(Who::T, w.t.state).text == "Idle";
+    let good = match last {
+        (Some(Record::Closed), Some(Record::Closed)) => {
+            w.copy == Copy::Running && w.container == Container::Killed && ended(Who::S) && ended(Who::T)
+        }
+        (Some(Record::RolledBack), None | Some(Record::Discarded)) => {
+            // Dead: the source lost power after the commit, and the destination its hold.
+            matches!(w.container, Container::Running | Container::Dead)
+                && w.copy == Copy::None
+                && ended(Who::S)
+                && (ended(Who::T) || t_idle)
+        }
+        _ => false,
+    };
+    let answered = !w.cancel_waits;
+    if good && answered { None } else { Some(if answered { Wrong::EndsWrong } else { Wrong::Cancel }) }
+}
+
+/// The one situation that only an operator settles: OWNER is on disk, and the copy died before
+/// anybody could know whether it had run. The source still has its own, frozen.
+pub fn operator_only(w: &World) -> bool {
+    record_of(w.t.last) == Some(Record::Owner)
+        && w.copy == Copy::None
+        && record_of(w.s.last) == Some(Record::Released)
+        && matches!(w.container, Container::Frozen | Container::Dead)
+}

@@ -1,0 +1,275 @@
+//! Both machines, each step taken once and remembered.
+
+use super::words::{Ev, Msg, Op, Todo, Who, plain_destination, plain_source};
+use std::collections::HashMap;
+use tranship_agent::journal::Record;
+use tranship_agent::migrate::destination::machine as t;
+use tranship_agent::migrate::source::machine as s;
+
+/// A deliberate mistake, to see that the properties notice it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// The machines as they are.
+    None,
+    /// RELEASED is reported as written while it is still on its way to the disk.
+    ReleasedNotFlushed,
+    /// The source thaws when the link is lost after RELEASED.
+    ThawAfterReleased,
+    /// The source thaws when RELEASED could not be written.
+    ThawOnFailedRelease,
+    /// OWNER is reported as written while it is still on its way to the disk.
+    OwnerNotFlushed,
+    /// DISCARDED is reported as written while it is still on its way to the disk.
+    DiscardedNotFlushed,
+    /// The destination says that it runs before it does.
+    RunningBeforeResume,
+    /// The source removes its copy before the destination runs.
+    RetireOnGrant,
+    /// The destination gives the hold up when the link is lost.
+    DropHoldOnLinkLost,
+    /// The destination does not ask again when the link was lost while PREPARED was written.
+    NeverAsk,
+    /// The source does not say again that it is gone.
+    RetiredOnce,
+    /// The source ends without ROLLED_BACK on disk.
+    EndWithoutRecord,
+}
+
+/// A step's result.
+#[derive(Debug, Clone)]
+pub enum Stepped {
+    /// A driver must not report this event here.
+    Illegal(String),
+    /// The next state, and what is to be done.
+    To {
+        /// Number of the state.
+        state: u8,
+        /// Effects that do something.
+        todo: Vec<Todo>,
+        /// "Too late" was answered.
+        too_late: bool,
+        /// The driver is done.
+        finished: bool,
+    },
+}
+
+/// What the model has to know of a state.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// As printed.
+    pub text: String,
+    /// Nothing more to do.
+    pub ended: bool,
+    /// Source: a cancel comes too late. Destination: unused.
+    pub released: bool,
+    /// Source: on the way back. Destination: unused.
+    pub backward: bool,
+    /// Before the commit of the source; a phase with a deadline.
+    pub timed: bool,
+}
+
+/// Both machines, compiled as far as they were used.
+pub struct Machines {
+    pub mutant: Mutant,
+    s_states: Vec<s::State>,
+    t_states: Vec<t::State>,
+    pub s_shapes: Vec<Shape>,
+    pub t_shapes: Vec<Shape>,
+    steps: HashMap<(Who, u8, Ev), Stepped>,
+}
+
+impl Machines {
+    pub fn new(mutant: Mutant) -> Self {
+        Self {
+            mutant,
+            s_states: Vec::new(),
+            t_states: Vec::new(),
+            s_shapes: Vec::new(),
+            t_shapes: Vec::new(),
+            steps: HashMap::new(),
+        }
+    }
+
+    pub fn shape(&self, who: Who, state: u8) -> &Shape {
+        match who {
+            Who::S => &self.s_shapes[usize::from(state)],
+            Who::T => &self.t_shapes[usize::from(state)],
+        }
+    }
+
+    pub fn source(&mut self, state: s::State) -> u8 {
+        use s::State as S;
+        let state = plain_source(state);
+        if let Some(i) = self.s_states.iter().position(|known| *known == state) {
+            return u8::try_from(i).unwrap();
+        }
+        self.s_shapes.push(Shape {
+            text: shorten(&format!("{state:?}")),
+            ended: matches!(state, S::Ended(_)),
+            released: matches!(
+                state,
+                S::Granting | S::Retiring(_) | S::Closing | S::Settling | S::Ended(None)
+            ),
+            backward: matches!(state, S::Stopping(_) | S::RollingBack(_) | S::Ended(Some(_))),
+            timed: matches!(
+                state,
+                S::Reserving | S::Staging | S::Freezing | S::Copying | S::Preparing(_)
+            ),
+        });
+        self.s_states.push(state);
+        u8::try_from(self.s_states.len() - 1).unwrap()
+    }
+
+    pub fn destination(&mut self, state: t::State) -> u8 {
+        let state = plain_destination(state);
+        if let Some(i) = self.t_states.iter().position(|known| *known == state) {
+            return u8::try_from(i).unwrap();
+        }
+        self.t_shapes.push(Shape {
+            text: shorten(&format!("{state:?}")),
+            ended: matches!(state, t::State::Ended(_)),
+            released: false,
+            backward: false,
+            timed: matches!(state, t::State::Receiving | t::State::Restoring),
+        });
+        self.t_states.push(state);
+        u8::try_from(self.t_states.len() - 1).unwrap()
+    }
+
+    /// The state after a restart, and whether the machine is told of it.
+    pub fn recovered(&mut self, who: Who, last: Option<Record>) -> (u8, bool) {
+        match (who, last) {
+            (Who::S, Some(last)) => {
+                let state = s::State::recovered(last);
+                let told = !matches!(state, s::State::Ended(_));
+                (self.source(state), told)
+            }
+            (Who::T, Some(last)) => {
+                let state = t::State::recovered(last);
+                let told = !matches!(state, t::State::Ended(_));
+                (self.destination(state), told)
+            }
+            (Who::S, None) => unreachable!("a source begins with ACCEPTED on disk"),
+            (Who::T, None) => (self.destination(t::State::Idle), false),
+        }
+    }
+
+    pub fn step(&mut self, who: Who, state: u8, event: Ev) -> &Stepped {
+        let key = (who, state, event);
+        if !self.steps.contains_key(&key) {
+            let stepped = match who {
+                Who::S => self.step_source(state, event),
+                Who::T => self.step_destination(state, event),
+            };
+            self.steps.insert(key, stepped);
+        }
+        &self.steps[&key]
+    }
+
+    fn step_source(&mut self, state: u8, event: Ev) -> Stepped {
+        use s::{Effect as X, State as S};
+        let before = self.s_states[usize::from(state)].clone();
+        let stepped = before.clone().step(event.source().expect("an event of the source's"));
+        let (mut next, mut effects) = match stepped {
+            Ok(ok) => ok,
+            Err(illegal) => return Stepped::Illegal(illegal.to_string()),
+        };
+        let back = || (S::RollingBack(super::words::failure()), vec![X::Undo]);
+        match (self.mutant, &before, event) {
+            (Mutant::ThawAfterReleased, S::Granting, Ev::LinkLost)
+            | (Mutant::ThawOnFailedRelease, S::Committing, Ev::RecordFailed(_)) => {
+                (next, effects) = back();
+            }
+            (Mutant::RetireOnGrant, S::Committing, Ev::Recorded(_)) => effects.push(X::Retire),
+            (Mutant::RetiredOnce, S::Closing, Ev::Repeat | Ev::LinkUp) => effects.clear(),
+            (Mutant::EndWithoutRecord, S::RollingBack(f), Ev::RecordFailed(Record::RolledBack)) => {
+                (next, effects) = (S::Ended(Some(f.clone())), vec![X::Finish(Some(f.clone()))]);
+            }
+            _ => {}
+        }
+        let too_late = effects.iter().any(|e| matches!(e, X::TooLate));
+        let finished = effects.iter().any(|e| matches!(e, X::Finish(_)));
+        let todo = effects.into_iter().filter_map(source_todo).collect();
+        Stepped::To { state: self.source(next), todo, too_late, finished }
+    }
+
+    fn step_destination(&mut self, state: u8, event: Ev) -> Stepped {
+        use t::{Effect as X, State as S};
+        let before = self.t_states[usize::from(state)].clone();
+        let stepped = before.clone().step(event.destination().expect("an event of the destination's"));
+        let (mut next, mut effects) = match stepped {
+            Ok(ok) => ok,
+            Err(illegal) => return Stepped::Illegal(illegal.to_string()),
+        };
+        match (self.mutant, &before, event) {
+            (Mutant::RunningBeforeResume, S::Owning, Ev::Recorded(_)) => {
+                effects.insert(0, X::Send(Msg::Running.whole()));
+            }
+            (Mutant::DropHoldOnLinkLost, S::Held { .. }, Ev::LinkLost) => {
+                (next, effects) = (S::Discarding(super::words::failure()), vec![X::Discard]);
+            }
+            (Mutant::NeverAsk, S::Preparing { .. }, Ev::LinkLost) => effects.clear(),
+            _ => {}
+        }
+        let finished = effects.iter().any(|e| matches!(e, X::Finish(_)));
+        let todo = effects.into_iter().filter_map(destination_todo).collect();
+        Stepped::To { state: self.destination(next), todo, too_late: false, finished }
+    }
+
+    /// Whether a record that was written is on disk.
+    pub fn flushed(&self, record: Record) -> bool {
+        !matches!(
+            (self.mutant, record),
+            (Mutant::ReleasedNotFlushed, Record::Released)
+                | (Mutant::OwnerNotFlushed, Record::Owner)
+                | (Mutant::DiscardedNotFlushed, Record::Discarded)
+        )
+    }
+}
+
+fn shorten(text: &str) -> String {
+    text.split(['(', '{']).next().unwrap_or_default().trim().to_owned()
+        + if text.contains("Some(") { "(failed)" } else { "" }
+}
+
+fn source_todo(effect: s::Effect) -> Option<Todo> {
+    use s::Effect as X;
+    Some(match effect {
+        X::Record(r) => Todo::Record(r),
+        X::Reserve => Todo::Op(Op::Reserve),
+        X::Stage => Todo::Op(Op::Stage),
+        X::Freeze => Todo::Op(Op::Freeze),
+        X::Copy => Todo::Op(Op::Copy),
+        X::Undo => Todo::Op(Op::Undo),
+        X::Retire => Todo::Op(Op::Retire),
+        X::Send(m) => Todo::Send(Msg::of(&m)),
+        X::Reconnect => Todo::Connect,
+        X::Again(effect) => match source_todo(*effect)? {
+            Todo::Record(r) => Todo::AgainRecord(r),
+            Todo::Op(op) => Todo::AgainOp(op),
+            other => panic!("{other:?} is not to be tried again"),
+        },
+        X::StopStep | X::Enter(_) | X::Doubt(_) | X::TooLate | X::Finish(_) => return None,
+    })
+}
+
+fn destination_todo(effect: t::Effect) -> Option<Todo> {
+    use t::Effect as X;
+    Some(match effect {
+        X::Check => Todo::Op(Op::Check),
+        X::Record(r) => Todo::Record(r),
+        X::Restore(_) => Todo::Op(Op::Restore),
+        X::Reclaim => Todo::Op(Op::Reclaim),
+        X::Resume => Todo::Op(Op::Resume),
+        X::Discard => Todo::Op(Op::Discard),
+        X::Send(m) => Todo::Send(Msg::of(&m)),
+        X::Ask => Todo::Connect,
+        X::Again(effect) => match destination_todo(*effect)? {
+            Todo::Record(r) => Todo::AgainRecord(r),
+            Todo::Op(op) => Todo::AgainOp(op),
+            other => panic!("{other:?} is not to be tried again"),
+        },
+        // That receiving fails is an event of its own.
+        X::Receive | X::Doubt(_) | X::Finish(_) => return None,
+    })
+}

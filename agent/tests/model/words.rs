@@ -1,0 +1,314 @@
+//! The machines' vocabulary as small numbers, so that a whole world fits into a few dozen bytes.
+//!
+//! Texts of failures, totals and times do not matter to the order of steps: each is one fixed
+//! value here, and states are compared after their failures were replaced by it.
+
+use tranship_agent::journal::Record;
+use tranship_agent::migrate::destination::machine as t;
+use tranship_agent::migrate::source::machine as s;
+use tranship_proto::handoff::{Handoff, Offer, Position, ResumeTimes, Totals};
+use tranship_proto::status::{Failure, Reason, Side};
+
+/// Which agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Who {
+    S,
+    T,
+}
+
+impl Who {
+    pub fn other(self) -> Self {
+        match self {
+            Who::S => Who::T,
+            Who::T => Who::S,
+        }
+    }
+}
+
+/// A message without its contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Msg {
+    Reserve,
+    Reserved,
+    Refused,
+    PassDone,
+    Frozen,
+    Prepare,
+    Prepared,
+    Grant,
+    Running,
+    Retired,
+    Closed,
+    Abort,
+    Aborted,
+    Query,
+    AtUnknown,
+    AtBeforeCommit,
+    AtHeld,
+    AtReleased,
+    AtOwner,
+    AtEnded,
+}
+
+impl Msg {
+    pub const ALL: [Msg; 20] = [
+        Msg::Reserve,
+        Msg::Reserved,
+        Msg::Refused,
+        Msg::PassDone,
+        Msg::Frozen,
+        Msg::Prepare,
+        Msg::Prepared,
+        Msg::Grant,
+        Msg::Running,
+        Msg::Retired,
+        Msg::Closed,
+        Msg::Abort,
+        Msg::Aborted,
+        Msg::Query,
+        Msg::AtUnknown,
+        Msg::AtBeforeCommit,
+        Msg::AtHeld,
+        Msg::AtReleased,
+        Msg::AtOwner,
+        Msg::AtEnded,
+    ];
+
+    pub fn bit(self) -> u32 {
+        1 << (self as u32)
+    }
+
+    pub fn of(handoff: &Handoff) -> Self {
+        match handoff {
+            Handoff::Reserve(_) => Msg::Reserve,
+            Handoff::Reserved { .. } => Msg::Reserved,
+            Handoff::Refused(_) => Msg::Refused,
+            Handoff::PassDone { .. } => Msg::PassDone,
+            Handoff::Frozen => Msg::Frozen,
+            Handoff::Prepare(_) => Msg::Prepare,
+            Handoff::Prepared { .. } => Msg::Prepared,
+            Handoff::Grant => Msg::Grant,
+            Handoff::Running(_) => Msg::Running,
+            Handoff::Retired => Msg::Retired,
+            Handoff::Closed => Msg::Closed,
+            Handoff::Abort(_) => Msg::Abort,
+            Handoff::Aborted => Msg::Aborted,
+            Handoff::Query => Msg::Query,
+            Handoff::Position(Position::Unknown) => Msg::AtUnknown,
+            Handoff::Position(Position::BeforeCommit) => Msg::AtBeforeCommit,
+            Handoff::Position(Position::Held) => Msg::AtHeld,
+            Handoff::Position(Position::Released) => Msg::AtReleased,
+            Handoff::Position(Position::Owner) => Msg::AtOwner,
+            Handoff::Position(Position::Ended) => Msg::AtEnded,
+        }
+    }
+
+    pub fn whole(self) -> Handoff {
+        match self {
+            Msg::Reserve => Handoff::Reserve(Box::new(offer())),
+            Msg::Reserved => Handoff::Reserved { lease_ms: 0, notices: Vec::new() },
+            Msg::Refused => Handoff::Refused(failure()),
+            Msg::PassDone => Handoff::PassDone { index: 0, pass: 1 },
+            Msg::Frozen => Handoff::Frozen,
+            Msg::Prepare => Handoff::Prepare(totals()),
+            Msg::Prepared => Handoff::Prepared { restore_us: 0 },
+            Msg::Grant => Handoff::Grant,
+            Msg::Running => Handoff::Running(ResumeTimes::default()),
+            Msg::Retired => Handoff::Retired,
+            Msg::Closed => Handoff::Closed,
+            Msg::Abort => Handoff::Abort(failure()),
+            Msg::Aborted => Handoff::Aborted,
+            Msg::Query => Handoff::Query,
+            Msg::AtUnknown => Handoff::Position(Position::Unknown),
+            Msg::AtBeforeCommit => Handoff::Position(Position::BeforeCommit),
+            Msg::AtHeld => Handoff::Position(Position::Held),
+            Msg::AtReleased => Handoff::Position(Position::Released),
+            Msg::AtOwner => Handoff::Position(Position::Owner),
+            Msg::AtEnded => Handoff::Position(Position::Ended),
+        }
+    }
+}
+
+fn offer() -> Offer {
+    Offer {
+        container: "web".parse().unwrap(),
+        source: "host-a".parse().unwrap(),
+        container_json: Vec::new(),
+        network_json: Vec::new(),
+        trees: Vec::new(),
+        memory_bytes: 0,
+        criu_version: String::new(),
+        kernel: String::new(),
+        arch: String::new(),
+        cpu_features: Vec::new(),
+        runtime: String::new(),
+        dry_run: false,
+    }
+}
+
+pub fn totals() -> Totals {
+    Totals { image_files: 0, image_bytes: 0, tree_passes: Vec::new() }
+}
+
+pub fn failure() -> Failure {
+    Failure::new(Reason::Failed, Side::Source, "x")
+}
+
+/// A journal record; 0 is "none".
+pub const RECORDS: [Record; 11] = [
+    Record::Accepted,
+    Record::Frozen,
+    Record::Released,
+    Record::Revoked,
+    Record::Retired,
+    Record::RolledBack,
+    Record::Reserved,
+    Record::Prepared,
+    Record::Owner,
+    Record::Discarded,
+    Record::Closed,
+];
+
+pub fn record_code(record: Record) -> u8 {
+    u8::try_from(RECORDS.iter().position(|r| *r == record).unwrap()).unwrap() + 1
+}
+
+pub fn record_of(code: u8) -> Option<Record> {
+    code.checked_sub(1).map(|i| RECORDS[usize::from(i)])
+}
+
+/// A step that takes its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Op {
+    Reserve = 1,
+    Stage,
+    Freeze,
+    Copy,
+    Undo,
+    Retire,
+    Check,
+    Restore,
+    Reclaim,
+    Resume,
+    Discard,
+}
+
+/// What is left to do of a machine's effects, those that only tell people left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Todo {
+    Record(Record),
+    Op(Op),
+    Send(Msg),
+    Connect,
+    AgainRecord(Record),
+    AgainOp(Op),
+}
+
+/// Something that a machine is told, without its contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ev {
+    Start,
+    Offered,
+    StepDone,
+    Copied,
+    StepFailed,
+    Recorded(Record),
+    RecordFailed(Record),
+    Peer(Msg),
+    LinkLost,
+    LinkUp,
+    Cancel,
+    Deadline,
+    Repeat,
+    Undone,
+    UndoFailed,
+    Restarted,
+    Checked,
+    CheckFailed,
+    ReceiveFailed,
+    Restored,
+    RestoreFailed,
+    HoldLost,
+    Resumed,
+    ResumeFailed,
+    Discarded,
+    DiscardFailed,
+}
+
+impl Ev {
+    /// For the source; `None` for what only a destination is told.
+    pub fn source(self) -> Option<s::Event> {
+        use s::Event as E;
+        Some(match self {
+            Ev::Start => E::Start,
+            Ev::Offered => E::Offered,
+            Ev::StepDone => E::StepDone,
+            Ev::Copied => E::Copied(totals()),
+            Ev::StepFailed => E::StepFailed(failure()),
+            Ev::Recorded(r) => E::Recorded(r),
+            Ev::RecordFailed(r) => E::RecordFailed(r, failure()),
+            Ev::Peer(m) => E::Peer(m.whole()),
+            Ev::LinkLost => E::LinkLost("x".into()),
+            Ev::LinkUp => E::LinkUp,
+            Ev::Cancel => E::Cancel,
+            Ev::Deadline => E::Deadline,
+            Ev::Repeat => E::Repeat,
+            Ev::Undone => E::Undone(None),
+            Ev::UndoFailed => E::UndoFailed(failure()),
+            Ev::Restarted => E::Restarted,
+            _ => return None,
+        })
+    }
+
+    /// For the destination; `None` for what only a source is told.
+    pub fn destination(self) -> Option<t::Event> {
+        use t::Event as E;
+        Some(match self {
+            Ev::Recorded(r) => E::Recorded(r),
+            Ev::RecordFailed(r) => E::RecordFailed(r, failure()),
+            Ev::Peer(m) => E::Peer(m.whole()),
+            Ev::LinkLost => E::LinkLost("x".into()),
+            Ev::LinkUp => E::LinkUp,
+            Ev::Repeat => E::Repeat,
+            Ev::Restarted => E::Restarted,
+            Ev::Checked => E::Checked(Ok(Vec::new())),
+            Ev::CheckFailed => E::Checked(Err(failure())),
+            Ev::ReceiveFailed => E::ReceiveFailed(failure()),
+            Ev::Restored => E::Restored(Ok(0)),
+            Ev::RestoreFailed => E::Restored(Err(failure())),
+            Ev::HoldLost => E::HoldLost(failure()),
+            Ev::Resumed => E::Resumed(Ok(ResumeTimes::default())),
+            Ev::ResumeFailed => E::Resumed(Err(failure())),
+            Ev::Discarded => E::Discarded(None),
+            Ev::DiscardFailed => E::DiscardFailed(failure()),
+            _ => return None,
+        })
+    }
+}
+
+/// A source state with nothing but its shape.
+pub fn plain_source(state: s::State) -> s::State {
+    use s::State as S;
+    match state {
+        S::Preparing(_) => S::Preparing(totals()),
+        S::Revoking(_) => S::Revoking(failure()),
+        S::Retiring(_) => S::Retiring(ResumeTimes::default()),
+        S::Stopping(_) => S::Stopping(failure()),
+        S::RollingBack(_) => S::RollingBack(failure()),
+        S::Ended(Some(_)) => S::Ended(Some(failure())),
+        other => other,
+    }
+}
+
+/// A destination state with nothing but its shape.
+pub fn plain_destination(state: t::State) -> t::State {
+    use t::State as S;
+    match state {
+        S::Lost(_) => S::Lost(failure()),
+        S::Discarding(_) => S::Discarding(failure()),
+        S::Ended(Some(_)) => S::Ended(Some(failure())),
+        other => other,
+    }
+}
