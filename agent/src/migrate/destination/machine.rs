@@ -287,10 +287,9 @@ impl State {
                 (s, again(X::Record(record)))
             }
             // What was under way when the discarding began.
-            (
-                s @ S::Discarding(_),
-                E::Checked(_) | E::Restored(_) | E::Recorded(_) | E::RecordFailed(..),
-            ) => (s, vec![]),
+            (s @ S::Discarding(_), E::Checked(_) | E::Restored(_) | E::Recorded(_) | E::RecordFailed(..)) => {
+                (s, vec![])
+            }
             (s @ S::Ended(_), _) => (s, vec![]),
             // A failure that comes after the state has moved on is the state's own to report.
             (s, E::ReceiveFailed(_) | E::HoldLost(_)) => (s, vec![]),
@@ -382,9 +381,7 @@ impl State {
             }
             S::Reserving { .. } | S::Receiving | S::Restoring => discard(lost(why)),
             // PREPARED may be on disk: from here on the source must be asked.
-            s @ (S::Preparing { .. } | S::Held { .. } | S::Reclaiming | S::Lost(_)) => {
-                (s, vec![Effect::Ask])
-            }
+            s @ (S::Preparing { .. } | S::Held { .. } | S::Reclaiming | S::Lost(_)) => (s, vec![Effect::Ask]),
             // From OWNER on it is the source that comes back.
             s @ (S::Idle
             | S::Owning

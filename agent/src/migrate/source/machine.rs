@@ -192,11 +192,7 @@ impl State {
     fn released(&self) -> bool {
         matches!(
             self,
-            State::Granting
-                | State::Retiring(_)
-                | State::Closing
-                | State::Settling
-                | State::Ended(None)
+            State::Granting | State::Retiring(_) | State::Closing | State::Settling | State::Ended(None)
         )
     }
 
@@ -273,9 +269,7 @@ impl State {
             (s @ S::Retiring(_), E::RecordFailed(record @ Record::Retired, _)) => {
                 (s, again(X::Record(record)))
             }
-            (S::Retiring(_), E::Recorded(Record::Retired)) => {
-                (S::Closing, vec![X::Send(Handoff::Retired)])
-            }
+            (S::Retiring(_), E::Recorded(Record::Retired)) => (S::Closing, vec![X::Send(Handoff::Retired)]),
             (S::Closing, E::Restarted) => (S::Closing, vec![X::Reconnect]),
             (S::Settling, E::Recorded(Record::Closed)) => (S::Ended(None), vec![X::Finish(None)]),
             (s @ S::Settling, E::RecordFailed(record @ Record::Closed, _)) => (s, again(X::Record(record))),
@@ -393,14 +387,10 @@ impl State {
                 back(link_lost(why).phase(phase))
             }
             s @ (S::Staging | S::Freezing | S::Copying) => stop(s, link_lost(why)),
-            s @ (S::Committing | S::Granting | S::Retiring(_) | S::Closing) => {
-                (s, vec![Effect::Reconnect])
+            s @ (S::Committing | S::Granting | S::Retiring(_) | S::Closing) => (s, vec![Effect::Reconnect]),
+            s @ (S::Revoking(_) | S::Settling | S::Stopping(_) | S::RollingBack(_) | S::Ended(_)) => {
+                (s, vec![])
             }
-            s @ (S::Revoking(_)
-            | S::Settling
-            | S::Stopping(_)
-            | S::RollingBack(_)
-            | S::Ended(_)) => (s, vec![]),
         }
     }
 
