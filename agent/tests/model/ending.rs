@@ -3,7 +3,7 @@
 
 use super::explore::{Keyed, line};
 use super::moves::{Label, Model, Next};
-use super::words::{Ev, Msg, Who, record_of};
+use super::words::{Ev, Who, record_of};
 use super::world::{Container, Copy, Link, World, Wrong};
 use std::fmt::Write as _;
 use tranship_agent::journal::Record;
@@ -38,7 +38,7 @@ impl Endings {
             way.push(w.key());
             !self.good.contains_key(&w.key())
         });
-        match wrong {
+        match wrong.filter(|w| w.bit() & model.minds != 0) {
             Some(wrong) => {
                 let mut text = String::from("-- from here nothing bad happens --\n");
                 replay(model, start, &mut text);
@@ -106,8 +106,8 @@ pub fn play(
             world = options[i].1;
         }
         world.check();
-        if world.wrong.is_some() {
-            return world.wrong;
+        if let Some(wrong) = Wrong::first(world.wrong & model.minds) {
+            return Some(wrong);
         }
     }
     Some(Wrong::NeverEnds)
@@ -199,7 +199,7 @@ fn verdict(model: &Model, w: &World) -> Option<Wrong> {
         _ => false,
     };
     let answered = !w.cancel_waits;
-    if good && answered { None } else { Some(if answered { Wrong::EndsWrong } else { Wrong::Cancel }) }
+    if good && answered { None } else { Some(if answered { Wrong::BadEnd } else { Wrong::Cancel }) }
 }
 
 /// The one situation that only an operator settles: OWNER is on disk, and the copy died before

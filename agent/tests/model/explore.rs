@@ -47,8 +47,8 @@ pub struct Found {
     pub wrong: Option<(Wrong, String)>,
 }
 
-/// Explores to `depth` moves and at most `limit` worlds; stops at the first thing wrong that `minds`.
-pub fn explore(model: &mut Model, depth: usize, limit: usize, minds: impl Fn(Wrong) -> bool) -> Found {
+/// Explores to `depth` moves and at most `limit` worlds; stops at the first thing wrong.
+pub fn explore(model: &mut Model, depth: usize, limit: usize) -> Found {
     let begin = model.begin();
     let mut worlds: Vec<(World, u32)> = vec![(begin, u32::MAX)];
     let mut seen: Keyed<()> = Keyed::default();
@@ -67,7 +67,9 @@ pub fn explore(model: &mut Model, depth: usize, limit: usize, minds: impl Fn(Wro
             break;
         }
         let world = worlds[at].0;
-        if let Some((wrong, how)) = endings.play(model, &world).filter(|(w, _)| minds(*w)) {
+        // Who deals with a liar is promised no end.
+        let ended = if model.hostile.is_some() { None } else { endings.play(model, &world) };
+        if let Some((wrong, how)) = ended {
             found.wrong = Some((wrong, story(model, &worlds, at) + &how));
             break;
         }
@@ -76,12 +78,9 @@ pub fn explore(model: &mut Model, depth: usize, limit: usize, minds: impl Fn(Wro
         found.moves += next.len();
         let mut bad = None;
         for (_, w) in &next {
-            if let Some(wrong) = w.wrong {
-                if minds(wrong) {
-                    bad = Some((wrong, *w));
-                    break;
-                }
-                continue;
+            if let Some(wrong) = Wrong::first(w.wrong) {
+                bad = Some((wrong, *w));
+                break;
             }
             if seen.insert(w.key(), ()).is_none() {
                 worlds.push((*w, u32::try_from(at).unwrap()));
@@ -140,6 +139,6 @@ pub fn line(model: &Model, label: Label, w: &World) -> String {
         w.container,
         side(super::words::Who::T, &w.t),
         w.copy,
-        w.wrong.map_or_else(String::new, |x| format!("  <- {x:?}"))
+        Wrong::first(w.wrong).map_or_else(String::new, |x| format!("  <- {x:?}"))
     )
 }

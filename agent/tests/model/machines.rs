@@ -1,7 +1,9 @@
 //! Both machines, each step taken once and remembered.
 
-use super::words::{Ev, Msg, Op, Todo, Who, plain_destination, plain_source};
-use std::collections::HashMap;
+use super::words::{
+    Ev, Msg, Op, Todo, Who, destination_states, plain_destination, plain_source, source_states,
+};
+use std::rc::Rc;
 use tranship_agent::journal::Record;
 use tranship_agent::migrate::destination::machine as t;
 use tranship_agent::migrate::source::machine as s;
@@ -25,8 +27,10 @@ pub enum Mutant {
     RunningBeforeResume,
     /// The source removes its copy before the destination runs.
     RetireOnGrant,
-    /// The destination gives the hold up when the link is lost.
-    DropHoldOnLinkLost,
+    /// The destination says that it will never run before that is on disk.
+    AbortedBeforeRecord,
+    /// The destination restores again although OWNER is on disk.
+    RestoreAfterOwner,
     /// The destination does not ask again when the link was lost while PREPARED was written.
     NeverAsk,
     /// The source does not say again that it is gone.
@@ -39,7 +43,7 @@ pub enum Mutant {
 #[derive(Debug, Clone)]
 pub enum Stepped {
     /// A driver must not report this event here.
-    Illegal(String),
+    Illegal,
     /// The next state, and what is to be done.
     To {
         /// Number of the state.
@@ -75,19 +79,49 @@ pub struct Machines {
     t_states: Vec<t::State>,
     pub s_shapes: Vec<Shape>,
     pub t_shapes: Vec<Shape>,
-    steps: HashMap<(Who, u8, Ev), Stepped>,
+    /// Messages that a side never reacts to, whatever its state: source's, destination's.
+    deaf: [u32; 2],
+    // By side, state and event: looked up for every move, so not a map.
+    steps: Vec<Option<Rc<Stepped>>>,
 }
+
+const STATES: usize = 16;
 
 impl Machines {
     pub fn new(mutant: Mutant) -> Self {
-        Self {
+        let mut machines = Self {
             mutant,
             s_states: Vec::new(),
             t_states: Vec::new(),
             s_shapes: Vec::new(),
             t_shapes: Vec::new(),
-            steps: HashMap::new(),
+            deaf: [u32::MAX; 2],
+            steps: vec![None; 2 * STATES * Ev::CODES],
+        };
+        let sources: Vec<u8> = source_states().into_iter().map(|s| machines.source(s)).collect();
+        let destinations: Vec<u8> =
+            destination_states().into_iter().map(|s| machines.destination(s)).collect();
+        for msg in Msg::ALL {
+            let all = [(Who::S, &sources), (Who::T, &destinations)];
+            for (deaf, (who, states)) in all.into_iter().enumerate() {
+                if states.iter().any(|s| machines.reacts(who, *s, msg)) {
+                    machines.deaf[deaf] &= !msg.bit();
+                }
+            }
         }
+        machines
+    }
+
+    fn reacts(&mut self, who: Who, state: u8, msg: Msg) -> bool {
+        match &*self.step(who, state, Ev::Peer(msg)) {
+            Stepped::Illegal => true,
+            Stepped::To { state: next, todo, .. } => *next != state || !todo.is_empty(),
+        }
+    }
+
+    /// Whether `who` may ever react to a message.
+    pub fn hears(&self, who: Who, msg: Msg) -> bool {
+        self.deaf[if who == Who::S { 0 } else { 1 }] & msg.bit() == 0
     }
 
     pub fn shape(&self, who: Who, state: u8) -> &Shape {
@@ -151,16 +185,18 @@ impl Machines {
         }
     }
 
-    pub fn step(&mut self, who: Who, state: u8, event: Ev) -> &Stepped {
-        let key = (who, state, event);
-        if !self.steps.contains_key(&key) {
-            let stepped = match who {
-                Who::S => self.step_source(state, event),
-                Who::T => self.step_destination(state, event),
-            };
-            self.steps.insert(key, stepped);
+    pub fn step(&mut self, who: Who, state: u8, event: Ev) -> Rc<Stepped> {
+        let side = if who == Who::S { 0 } else { 1 };
+        let at = (side * STATES + usize::from(state)) * Ev::CODES + event.code();
+        if let Some(known) = &self.steps[at] {
+            return known.clone();
         }
-        &self.steps[&key]
+        let stepped = Rc::new(match who {
+            Who::S => self.step_source(state, event),
+            Who::T => self.step_destination(state, event),
+        });
+        self.steps[at] = Some(stepped.clone());
+        stepped
     }
 
     fn step_source(&mut self, state: u8, event: Ev) -> Stepped {
@@ -169,7 +205,7 @@ impl Machines {
         let stepped = before.clone().step(event.source().expect("an event of the source's"));
         let (mut next, mut effects) = match stepped {
             Ok(ok) => ok,
-            Err(illegal) => return Stepped::Illegal(illegal.to_string()),
+            Err(_) => return Stepped::Illegal,
         };
         let back = || (S::RollingBack(super::words::failure()), vec![X::Undo]);
         match (self.mutant, &before, event) {
@@ -196,14 +232,17 @@ impl Machines {
         let stepped = before.clone().step(event.destination().expect("an event of the destination's"));
         let (mut next, mut effects) = match stepped {
             Ok(ok) => ok,
-            Err(illegal) => return Stepped::Illegal(illegal.to_string()),
+            Err(_) => return Stepped::Illegal,
         };
         match (self.mutant, &before, event) {
             (Mutant::RunningBeforeResume, S::Owning, Ev::Recorded(_)) => {
                 effects.insert(0, X::Send(Msg::Running.whole()));
             }
-            (Mutant::DropHoldOnLinkLost, S::Held { .. }, Ev::LinkLost) => {
-                (next, effects) = (S::Discarding(super::words::failure()), vec![X::Discard]);
+            (Mutant::AbortedBeforeRecord, S::Lost(_), Ev::Peer(_)) if matches!(next, S::Discarding(_)) => {
+                effects.insert(0, X::Send(Msg::Aborted.whole()));
+            }
+            (Mutant::RestoreAfterOwner, S::Resuming, Ev::Restarted | Ev::ResumeFailed) => {
+                (next, effects) = (S::Reclaiming, vec![X::Reclaim]);
             }
             (Mutant::NeverAsk, S::Preparing { .. }, Ev::LinkLost) => effects.clear(),
             _ => {}

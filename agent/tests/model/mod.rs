@@ -4,5 +4,6 @@ pub mod ending;
 pub mod explore;
 pub mod machines;
 pub mod moves;
+pub mod walk;
 pub mod words;
 pub mod world;

@@ -6,7 +6,7 @@
 //! stays deliverable. A step's outcome, and a crash before it, after it and half-way through it,
 //! are moves of their own.
 
-use super::machines::{Machines, Stepped};
+use super::machines::{Machines, Mutant, Stepped};
 use super::words::{Ev, Msg, Op, Todo, Who, record_code, record_of};
 use super::world::{Container, Copy, Link, World, Wrong, event_of};
 use tranship_agent::journal::Record;
@@ -58,9 +58,17 @@ pub type Next = Vec<(Label, World)>;
 pub struct Model {
     pub machines: Machines,
     pub misfortunes: Misfortunes,
+    /// A side that says anything at any time, and does nothing.
+    pub hostile: Option<Who>,
+    /// What is looked for, as bits of [`Wrong`]; the rest is let pass.
+    pub minds: u16,
 }
 
 impl Model {
+    pub fn new(mutant: Mutant, misfortunes: Misfortunes) -> Self {
+        Self { machines: Machines::new(mutant), misfortunes, hostile: None, minds: u16::MAX }
+    }
+
     pub fn begin(&mut self) -> World {
         let s = self.machines.source(tranship_agent::migrate::source::machine::State::Reserving);
         let t = self.machines.destination(tranship_agent::migrate::destination::machine::State::Idle);
@@ -72,28 +80,25 @@ impl Model {
     pub fn next(&mut self, world: &World, out: &mut Next) {
         let from = out.len();
         for who in [Who::S, Who::T] {
-            if world.at(who).up {
+            if self.hostile == Some(who) {
+                self.anything(world, who, out);
+            } else if world.at(who).up {
                 self.crashes(world, who, out);
                 self.outcomes(world, who, out);
                 self.ops(world, who, out);
-                self.from_outside(world, who, out);
+                self.signals(world, who, out);
             } else {
                 out.push((Label::Restart(who), self.restart(*world, who)));
             }
         }
         for (_, world) in &mut out[from..] {
             world.check();
-            for who in [Who::S, Who::T] {
-                let agent = world.at(who);
-                let idle = agent.up && agent.told_next[0] == 0 && agent.ops[0] == 0;
-                if who == Who::S
-                    && idle
-                    && world.container == Container::Frozen
-                    && self.machines.shape(who, agent.state).ended
-                {
-                    world.fault(Wrong::Forgotten);
-                }
+            let s = world.s;
+            let idle = s.up && s.told_next[0] == 0 && s.ops[0] == 0;
+            if idle && world.container == Container::Frozen && self.machines.shape(Who::S, s.state).ended {
+                world.fault(Wrong::Forgotten);
             }
+            world.wrong &= self.minds;
         }
     }
 
@@ -172,9 +177,9 @@ impl Model {
         }
     }
 
-    fn from_outside(&mut self, world: &World, who: Who, out: &mut Next) {
+    fn signals(&mut self, world: &World, who: Who, out: &mut Next) {
         let agent = world.at(who);
-        let sent = world.sent(who.other());
+        let sent = if self.hostile == Some(who.other()) { u32::MAX } else { world.sent(who.other()) };
         for msg in Msg::ALL {
             if sent & msg.bit() != 0 {
                 let mut w = *world;
@@ -209,21 +214,39 @@ impl Model {
         }
     }
 
+    /// A hostile side connects and goes as it likes; what it does with its copy is its own affair.
+    fn anything(&mut self, world: &World, who: Who, out: &mut Next) {
+        let honest = who.other();
+        let mut w = *world;
+        if world.at(honest).link == Link::None {
+            w.connected();
+            out.push((Label::Connected(who), w));
+        } else {
+            w.cut(who);
+            out.push((Label::Crash(who), w));
+        }
+    }
+
     /// Tells the machine, and does what it asks for.
     pub fn tell(&mut self, world: &World, who: Who, event: Ev, out: &mut Next) {
         let before = world.at(who).state;
         let mut w = *world;
-        match self.machines.step(who, before, event).clone() {
-            Stepped::Illegal(_) => {
+        match &*self.machines.step(who, before, event) {
+            Stepped::Illegal => {
                 w.fault(Wrong::Illegal);
                 out.push((Label::Told(who, event), w));
             }
             Stepped::To { state, todo, too_late, finished } => {
+                let (state, too_late, finished) = (*state, *too_late, *finished);
+                if state == before && todo.is_empty() && matches!(event, Ev::Peer(_) | Ev::Repeat) {
+                    // Nothing came of it.
+                    return;
+                }
                 w.at_mut(who).state = state;
                 if who == Who::S {
                     self.note_cancel(&mut w, before, state, event, too_late, finished);
                 }
-                self.perform(&w, who, &todo, Label::Told(who, event), out);
+                self.perform(&w, who, todo, Label::Told(who, event), out);
             }
         }
     }
@@ -244,14 +267,11 @@ impl Model {
         }
     }
 
-    /// Where told without anything that can go wrong on the way.
+    /// Told, and nothing goes wrong on the way.
     pub fn told(&mut self, world: World, who: Who, event: Ev) -> World {
         let mut all = Vec::new();
         self.tell(&world, who, event, &mut all);
-        all.into_iter()
-            .find(|(label, _)| matches!(label, Label::Told(..)))
-            .map(|(_, w)| w)
-            .expect("every event has an outcome")
+        all.into_iter().find(|(label, _)| matches!(label, Label::Told(..))).map_or(world, |(_, w)| w)
     }
 
     fn perform(&mut self, world: &World, who: Who, todo: &[Todo], label: Label, out: &mut Next) {
@@ -282,6 +302,8 @@ impl Model {
                     w.tell_later(who, Ev::Recorded(record));
                 }
                 Todo::Op(op) => w.start(who, op),
+                // What nobody ever listens to makes no difference, but many worlds.
+                Todo::Send(msg) if !self.machines.hears(who.other(), msg) => {}
                 Todo::Send(msg) => w.send(who, msg),
                 Todo::Connect => w.at_mut(who).connecting = true,
                 Todo::AgainRecord(record) => w.try_again(who, record_code(record)),
@@ -349,9 +371,12 @@ impl Model {
             }
             Op::Copy => {
                 end(did_not, w, Ev::StepFailed);
-                w.images = true;
-                end(after_all, w, Ev::StepFailed);
-                end(did, w, Ev::Copied);
+                let taken = w.t.up && self.machines.shape(Who::T, w.t.state).text == "Receiving";
+                if taken || self.hostile.is_some() {
+                    w.images = true;
+                    end(after_all, w, Ev::StepFailed);
+                    end(did, w, Ev::Copied);
+                }
             }
             Op::Undo => {
                 if w.container == Container::Killed {
@@ -376,7 +401,7 @@ impl Model {
             }
             Op::Restore | Op::Reclaim => {
                 end(did_not, w, Ev::RestoreFailed);
-                if w.copy == Copy::None && w.images {
+                if w.copy == Copy::None && (w.images || self.hostile.is_some()) {
                     if w.ran {
                         w.fault(Wrong::RanBefore);
                     }

@@ -238,6 +238,24 @@ pub enum Ev {
 }
 
 impl Ev {
+    /// Codes are below this.
+    pub const CODES: usize = 96;
+
+    /// A number for every event.
+    pub fn code(self) -> usize {
+        match self {
+            Ev::Peer(msg) => 64 + msg as usize,
+            Ev::LinkLost => 84,
+            Ev::LinkUp => 85,
+            Ev::Cancel => 86,
+            Ev::Deadline => 87,
+            Ev::Repeat => 88,
+            Ev::Restarted => 89,
+            Ev::Start => 90,
+            outcome => usize::from(super::world::code_of(outcome)),
+        }
+    }
+
     /// For the source; `None` for what only a destination is told.
     pub fn source(self) -> Option<s::Event> {
         use s::Event as E;
@@ -311,4 +329,49 @@ pub fn plain_destination(state: t::State) -> t::State {
         S::Ended(Some(_)) => S::Ended(Some(failure())),
         other => other,
     }
+}
+
+/// Every state a source can be in, by shape.
+pub fn source_states() -> Vec<s::State> {
+    use s::State as S;
+    vec![
+        S::Reserving,
+        S::Staging,
+        S::Freezing,
+        S::Copying,
+        S::Preparing(totals()),
+        S::Committing,
+        S::Revoking(failure()),
+        S::Granting,
+        S::Retiring(ResumeTimes::default()),
+        S::Closing,
+        S::Settling,
+        S::Stopping(failure()),
+        S::RollingBack(failure()),
+        S::Ended(Some(failure())),
+        S::Ended(None),
+    ]
+}
+
+/// Every state a destination can be in, by shape.
+pub fn destination_states() -> Vec<t::State> {
+    use t::State as S;
+    vec![
+        S::Idle,
+        S::Checking,
+        S::Reserving { notices: Vec::new() },
+        S::Receiving,
+        S::Restoring,
+        S::Preparing { restore_us: 0 },
+        S::Held { restore_us: 0 },
+        S::Reclaiming,
+        S::Lost(failure()),
+        S::Owning,
+        S::Resuming,
+        S::Running(ResumeTimes::default()),
+        S::Closing(ResumeTimes::default()),
+        S::Discarding(failure()),
+        S::Ended(Some(failure())),
+        S::Ended(None),
+    ]
 }

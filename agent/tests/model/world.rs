@@ -59,8 +59,8 @@ pub struct Agent {
     pub connecting: bool,
 }
 
-/// What must never be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What must never be. Kept as a set of bits, so that a test may look for one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Wrong {
     /// Two copies run.
@@ -69,8 +69,10 @@ pub enum Wrong {
     NoRunner,
     /// The container is frozen and its agent is done with it.
     Forgotten,
-    /// It runs at the destination, and the journals do not say so.
-    RunsUnrecorded,
+    /// It runs at the destination, or was removed, and the journals do not say that it may.
+    Unrecorded,
+    /// It runs at the source, whose journal says that it was given away.
+    TakenBack,
     /// A copy that has run was restored again, or removed.
     RanBefore,
     /// A machine was told what it says is impossible.
@@ -84,7 +86,7 @@ pub enum Wrong {
     /// No further crash, a good link, and it does not end.
     NeverEnds,
     /// It ends, and not with one runner and journals that agree.
-    EndsWrong,
+    BadEnd,
 }
 
 /// Everything.
@@ -105,7 +107,34 @@ pub struct World {
     pub cancel_waits: bool,
     /// A cancel was honoured.
     pub cancelled: bool,
-    pub wrong: Option<Wrong>,
+    /// [`Wrong`] things that were seen on the way here.
+    pub wrong: u16,
+}
+
+impl Wrong {
+    pub const ALL: [Wrong; 12] = [
+        Wrong::TwoRunners,
+        Wrong::NoRunner,
+        Wrong::Forgotten,
+        Wrong::Unrecorded,
+        Wrong::TakenBack,
+        Wrong::RanBefore,
+        Wrong::Illegal,
+        Wrong::GrantTooEarly,
+        Wrong::Cancel,
+        Wrong::Crowded,
+        Wrong::NeverEnds,
+        Wrong::BadEnd,
+    ];
+
+    pub fn bit(self) -> u16 {
+        1 << (self as u16)
+    }
+
+    /// The first of a set.
+    pub fn first(set: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|w| w.bit() & set != 0)
+    }
 }
 
 const AGENT: Agent = Agent {
@@ -133,7 +162,7 @@ impl World {
             sent_t: 0,
             cancel_waits: false,
             cancelled: false,
-            wrong: None,
+            wrong: 0,
         }
     }
 
@@ -174,9 +203,8 @@ impl World {
         }
     }
 
-    /// Keeps the first thing that went wrong.
     pub fn fault(&mut self, wrong: Wrong) {
-        self.wrong.get_or_insert(wrong);
+        self.wrong |= wrong.bit();
     }
 
     pub fn connected(&mut self) {
@@ -231,17 +259,17 @@ impl World {
     /// What must hold in every world.
     pub fn check(&mut self) {
         let last = |agent: &Agent| record_of(agent.last);
-        if self.copy == Copy::Running {
-            if self.container == Container::Running {
-                self.fault(Wrong::TwoRunners);
-            }
-            let given = matches!(last(&self.s), Some(Record::Released | Record::Retired | Record::Closed));
-            let taken = matches!(last(&self.t), Some(Record::Owner | Record::Closed));
-            if !given || !taken {
-                self.fault(Wrong::RunsUnrecorded);
-            }
-        } else if self.container == Container::Killed {
-            self.fault(Wrong::NoRunner);
+        let given = matches!(last(&self.s), Some(Record::Released | Record::Retired | Record::Closed));
+        let taken = matches!(last(&self.t), Some(Record::Owner | Record::Closed));
+        match (self.container, self.copy) {
+            (Container::Running, Copy::Running) => self.fault(Wrong::TwoRunners),
+            (Container::Killed, Copy::None | Copy::Held) => self.fault(Wrong::NoRunner),
+            _ => {}
+        }
+        let (runs_here, removed) =
+            (self.container == Container::Running, self.container == Container::Killed);
+        if (runs_here && given) || (removed && !given) || (self.copy == Copy::Running && !taken) {
+            self.fault(Wrong::Unrecorded);
         }
         if self.cancelled && last(&self.s) == Some(Record::Released) {
             self.fault(Wrong::Cancel);
@@ -250,31 +278,32 @@ impl World {
 
     /// The whole world as one number; `wrong` is left out.
     pub fn key(&self) -> u128 {
-        let mut key = 0u128;
-        let mut put = |value: u32, bits: u32| {
-            debug_assert!(value < 1 << bits);
-            key = key << bits | u128::from(value);
-        };
-        for (agent, sent) in [(&self.s, self.sent_s), (&self.t, self.sent_t)] {
-            put(u32::from(agent.up), 1);
-            put(u32::from(agent.state), 4);
-            put(u32::from(agent.last), 4);
-            put(u32::from(agent.told_next[0]), 6);
-            put(u32::from(agent.told_next[1]), 6);
-            put(u32::from(agent.ops[0]), 4);
-            put(u32::from(agent.ops[1]), 4);
-            put(u32::from(agent.again), 5);
-            put(agent.link as u32, 2);
-            put(u32::from(agent.connecting), 1);
-            put(sent, 20);
-        }
-        put(self.container as u32, 2);
-        put(self.copy as u32, 2);
-        put(u32::from(self.images), 1);
-        put(u32::from(self.ran), 1);
-        put(u32::from(self.cancel_waits), 1);
-        put(u32::from(self.cancelled), 1);
-        key
+        let rest = self.container as u64
+            | (self.copy as u64) << 2
+            | u64::from(self.images) << 4
+            | u64::from(self.ran) << 5
+            | u64::from(self.cancel_waits) << 6
+            | u64::from(self.cancelled) << 7;
+        // An agent takes 57 bits: both and the rest fit.
+        let (s, t) = (self.s.key(self.sent_s), self.t.key(self.sent_t));
+        u128::from(rest) << 114 | u128::from(s) << 57 | u128::from(t)
+    }
+}
+
+impl Agent {
+    fn key(&self, sent: u32) -> u64 {
+        debug_assert!(self.state < 16 && self.again < 32 && sent < 1 << 20);
+        u64::from(self.up)
+            | u64::from(self.state) << 1
+            | u64::from(self.last) << 5
+            | u64::from(self.told_next[0]) << 9
+            | u64::from(self.told_next[1]) << 15
+            | u64::from(self.ops[0]) << 21
+            | u64::from(self.ops[1]) << 25
+            | u64::from(self.again) << 29
+            | (self.link as u64) << 34
+            | u64::from(self.connecting) << 36
+            | u64::from(sent) << 37
     }
 }
 
@@ -306,10 +335,17 @@ pub fn code_of(event: Ev) -> u8 {
     }
 }
 
-pub fn event_of(code: u8) -> Ev {
+/// The outcome with this number, if there is one.
+pub fn try_event_of(code: u8) -> Option<Ev> {
+    let record = |from: u8| RECORDS.get(usize::from(code - from)).copied();
     match code {
-        41.. => Ev::RecordFailed(RECORDS[usize::from(code - 41)]),
-        21.. => Ev::Recorded(RECORDS[usize::from(code - 21)]),
-        code => OUTCOMES[usize::from(code - 1)],
+        0 => None,
+        41.. => record(41).map(Ev::RecordFailed),
+        21.. => record(21).map(Ev::Recorded),
+        code => OUTCOMES.get(usize::from(code - 1)).copied(),
     }
+}
+
+pub fn event_of(code: u8) -> Ev {
+    try_event_of(code).expect("only codes of outcomes are kept")
 }
