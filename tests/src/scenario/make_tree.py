@@ -86,14 +86,14 @@ os.lchown("symlinks/broken", 1000, 1001)
 # sparse files
 os.mkdir("sparse")
 with open("sparse/hole-only", "wb") as f:
-    f.truncate(300 << 20)
+    f.truncate(64 << 20)
 with open("sparse/islands", "wb") as f:
-    for at in (0, 10 << 20, 70 << 20):
+    for at in (0, 10 << 20, 40 << 20):
         f.seek(at)
         f.write(os.urandom(5000))
-    f.truncate(200 << 20)
+    f.truncate(48 << 20)
 with open("sparse/data-at-end", "wb") as f:
-    f.seek((100 << 20) - 1)
+    f.seek((20 << 20) - 1)
     f.write(b"z")
 
 # special files
