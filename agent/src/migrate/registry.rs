@@ -13,6 +13,7 @@ use super::source::work::Work as SourceWork;
 use crate::context::Context;
 use crate::journal::{JournalError, Record, now_ms};
 use crate::transport::endpoint::Connection;
+use crate::transport::framing::{read_message, write_message};
 use quinn::{RecvStream, SendStream};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,14 +21,18 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 use tranship_proto::bulk::BulkOpen;
-use tranship_proto::handoff::{Envelope, Handoff, Position};
+use tranship_proto::handoff::{Envelope, Handoff};
 use tranship_proto::ids::{ContainerName, HostName, MigrationId};
+use tranship_proto::registry::Message;
 use tranship_proto::status::{Failure, MigrationStatus, Phase, Progressing, Reason, Side};
 
 /// Words waiting for a driver.
 const QUEUE: usize = 64;
 /// How long a bulk stream may come before the hand-over stream that it belongs to is known.
 const BULK_PATIENCE: Duration = Duration::from_secs(5);
+/// Messages about a finished migration that are answered on one stream, and how long the next may take.
+const RECALLS: u32 = 32;
+const RECALL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long events of a finished migration can still be watched.
 const KEEP_EVENTS: Duration = Duration::from_secs(600);
 
@@ -299,15 +304,39 @@ impl Migrations {
         self.ctx.journal.update(status).await.map_err(|e| Failure::new(Reason::Internal, side, e.to_string()))
     }
 
-    /// Where a migration is that no driver has any more, out of the journal.
-    async fn remembered(&self, id: MigrationId) -> Result<Position, JournalError> {
+    /// What a migration that no driver has (any more) answers, out of the journal.
+    async fn remembered(&self, id: MigrationId, message: Handoff) -> Result<Vec<Handoff>, JournalError> {
         if let Some(last) = self.ctx.journal.last_record(id, Side::Destination).await? {
-            return Ok(destination_machine::State::recovered(last).position());
+            return Ok(destination_machine::State::recovered(last).answers(message));
         }
         if let Some(last) = self.ctx.journal.last_record(id, Side::Source).await? {
-            return Ok(source_machine::State::recovered(last).position());
+            return Ok(source_machine::State::recovered(last).answers(message));
         }
-        Ok(Position::Unknown)
+        Ok(destination_machine::State::Idle.answers(message))
+    }
+
+    /// Answers a peer about a migration that no driver has (any more), until it has heard enough.
+    async fn recall(
+        &self,
+        version: u16,
+        mut send: SendStream,
+        mut recv: RecvStream,
+        first: Envelope,
+    ) -> Result<(), String> {
+        let (id, epoch) = (first.migration, first.epoch);
+        let mut message = first.body;
+        for _ in 0..RECALLS {
+            for body in self.remembered(id, message).await.map_err(|e| e.to_string())? {
+                let envelope = Envelope { migration: id, epoch, body };
+                write_message(&mut send, version, envelope).await.map_err(|e| crate::chain(&e))?;
+            }
+            match tokio::time::timeout(RECALL_PATIENCE, read_message(&mut recv, version)).await {
+                Ok(Ok(Message::Handoff(e))) if (e.migration, e.epoch) == (id, epoch) => message = e.body,
+                _ => break,
+            }
+        }
+        let _ = send.finish();
+        Ok(())
     }
 
     fn drive_destination(
@@ -427,12 +456,7 @@ impl Migrations {
     ) -> Result<(), String> {
         let (id, epoch) = (first.migration, first.epoch);
         let Handoff::Reserve(offer) = first.body else {
-            // Not known (any more): say so and let the peer draw its conclusion.
-            let body = Handoff::Position(self.remembered(id).await.map_err(|e| e.to_string())?);
-            let envelope = Envelope { migration: id, epoch, body };
-            let _ = crate::transport::framing::write_message(&mut send, connection.version, envelope).await;
-            let _ = send.finish();
-            return Ok(());
+            return self.recall(connection.version, send, recv, first).await;
         };
         let name = offer.container.clone();
         let refuse = |failure: Failure| Envelope { migration: id, epoch, body: Handoff::Refused(failure) };
@@ -443,7 +467,7 @@ impl Migrations {
                 Err(failure) => Handoff::Refused(failure),
             };
             let envelope = Envelope { migration: id, epoch, body };
-            let _ = crate::transport::framing::write_message(&mut send, connection.version, envelope).await;
+            let _ = write_message(&mut send, connection.version, envelope).await;
             let _ = send.finish();
             return Ok(());
         } else if offer.source == peer {
@@ -453,8 +477,7 @@ impl Migrations {
             Err(Failure::new(Reason::NotAuthorized, Side::Destination, text))
         };
         if let Err(failure) = admitted {
-            let _ = crate::transport::framing::write_message(&mut send, connection.version, refuse(failure))
-                .await;
+            let _ = write_message(&mut send, connection.version, refuse(failure)).await;
             let _ = send.finish();
             return Ok(());
         }

@@ -197,6 +197,20 @@ impl State {
         }
     }
 
+    /// What a migration that no driver has (any more) answers to a word of the source's: the last
+    /// words again when it has ended, else only where it is.
+    pub fn answers(self, message: Handoff) -> Vec<Handoff> {
+        if !matches!(self, State::Ended(_) | State::Idle) && message != Handoff::Query {
+            return Vec::new();
+        }
+        let (_, effects) = self.heard(message);
+        let words = effects.into_iter().filter_map(|e| match e {
+            Effect::Send(word) => Some(word),
+            _ => None,
+        });
+        words.collect()
+    }
+
     /// The next state and what is to be done, in order.
     ///
     /// # Errors

@@ -242,7 +242,12 @@ impl Work {
                 Ok(totals) => return Event::Copied(totals),
                 Err(f) => Err(f),
             },
-            Step::Undo => return Event::Undone(self.undo().await.err()),
+            Step::Undo => {
+                return match self.undo().await {
+                    Ok(trouble) => Event::Undone(trouble),
+                    Err(f) => Event::UndoFailed(f),
+                };
+            }
             Step::Retire => self.retire().await,
         };
         match result {
@@ -391,8 +396,11 @@ impl Work {
     }
 
     /// Puts everything back: the container runs and is reached as before. Takes any state.
-    async fn undo(&mut self) -> Result<(), Failure> {
+    ///
+    /// `Ok` with what could not be tidied up; `Err` when the container may be frozen or fenced still.
+    async fn undo(&mut self) -> Result<Option<Failure>, Failure> {
         let mut trouble: Option<Failure> = None;
+        let mut stuck = false;
         let mut keep = |f: Failure| match &mut trouble {
             Some(t) => t.message = format!("{}; {}", t.message, f.message),
             None => trouble = Some(f),
@@ -403,11 +411,13 @@ impl Work {
             && let Err(e) = network::unfence(&self.netns, &self.ports).await
         {
             keep(failed("open the fence again", &e, e.hint().map(str::to_owned)));
+            stuck = true;
         }
         if self.meter.marks.lock().is_ok_and(|m| m.frozen.is_some())
             && let Err(e) = self.ctx.runtime.thaw(self.name().as_str(), FREEZE_LIMIT).await
         {
             keep(failed("thaw the container", &e, e.hint()));
+            stuck = true;
         }
         if let Some(capture) =
             self.capture.as_ref().filter(|_| self.meter.marks.lock().is_ok_and(|m| m.frozen.is_some()))
@@ -421,7 +431,18 @@ impl Work {
         if let Err(e) = remove_dir(&self.image_dir()) {
             keep(failed("remove the images", &e, None));
         }
-        trouble.map_or(Ok(()), Err)
+        match trouble {
+            Some(f) if stuck && self.lives().await => Err(f),
+            trouble => Ok(trouble),
+        }
+    }
+
+    /// Whether there is something to thaw: a container that has ended meanwhile needs nothing more.
+    async fn lives(&self) -> bool {
+        match self.ctx.engine.inspect(self.name()).await {
+            Ok((_, summary)) => summary.state != ContainerState::Stopped,
+            Err(e) => e.reason() != Reason::UnknownContainer,
+        }
     }
 
     fn forget(&self) -> Result<(), crate::engine::EngineError> {
