@@ -252,8 +252,11 @@ impl Driver {
                 let _ = own.send(Input::Happened(Event::Resumed(result))).await;
             }),
             Effect::Discard => self.spawn(async move {
-                let result = work.discard().await.err();
-                let _ = own.send(Input::Happened(Event::Discarded(result))).await;
+                let event = match work.discard().await {
+                    Ok(trouble) => Event::Discarded(trouble),
+                    Err(f) => Event::DiscardFailed(f),
+                };
+                let _ = own.send(Input::Happened(event)).await;
             }),
             Effect::Send(body) => {
                 let fault = self.ctx.faults.pass(&format!("destination.send.{}", body.name())).await;

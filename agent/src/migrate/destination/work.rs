@@ -445,7 +445,9 @@ impl Work {
     }
 
     /// Removes everything that was made here for this migration.
-    pub async fn discard(&self) -> Result<(), Failure> {
+    ///
+    /// `Ok` with what could not be tidied up; `Err` when the copy may not be dead.
+    pub async fn discard(&self) -> Result<Option<Failure>, Failure> {
         self.given_up.send_replace(true);
         let _making = self.making.lock().await;
         let mut trouble: Vec<String> = Vec::new();
@@ -458,24 +460,25 @@ impl Work {
             trouble.push(crate::chain(&e));
         }
         // Nothing was made before the offer was accepted, and what has that name may be another's.
-        if (self.recovered || self.accepted.get().is_some())
-            && let Err(f) = discard(&self.ctx, self.id, &self.offer.container).await
-        {
-            trouble.push(f.message);
+        if self.recovered || self.accepted.get().is_some() {
+            let left = discard(&self.ctx, self.id, &self.offer.container).await?;
+            trouble.extend(left.map(|f| f.message));
         }
-        if trouble.is_empty() {
-            return Ok(());
-        }
-        Err(Failure::new(Reason::Failed, Side::Destination, trouble.join("; ")))
+        Ok(told(&trouble))
     }
 }
 
+fn told(trouble: &[String]) -> Option<Failure> {
+    (!trouble.is_empty()).then(|| Failure::new(Reason::Failed, Side::Destination, trouble.join("; ")))
+}
+
 /// Removes everything that a migration has made on this host, found by name. May be repeated.
-async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result<(), Failure> {
+///
+/// `Ok` with what could not be tidied up; `Err` when the copy may not be dead: then nothing more
+/// was touched.
+async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result<Option<Failure>, Failure> {
     let mut trouble: Vec<String> = Vec::new();
-    if let Err(e) = ctx.engine.discard(id, name).await {
-        trouble.push(crate::chain(&e));
-    }
+    ctx.engine.discard(id, name).await.map_err(|e| engine_failure(&e, Side::Destination))?;
     let netns = Netns::at(&ctx.config.run_dir, name);
     match network::ports_in_use(name).await {
         Ok(ports) => {
@@ -492,10 +495,7 @@ async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result
     if let Err(e) = remove_dir(&images) {
         trouble.push(format!("cannot remove {}: {e}", images.display()));
     }
-    if trouble.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::new(Reason::Failed, Side::Destination, trouble.join("; ")))
+    Ok(told(&trouble))
 }
 
 fn monotonic_ns() -> u64 {
