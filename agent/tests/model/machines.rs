@@ -306,6 +306,6 @@ fn destination_todo(effect: t::Effect) -> Option<Todo> {
             other => panic!("{other:?} is not to be tried again"),
         },
         // That receiving fails is an event of its own.
-        X::Receive | X::Doubt(_) | X::Finish(_) => return None,
+        X::Receive | X::HoldPackets | X::Doubt(_) | X::Finish(_) => return None,
     })
 }

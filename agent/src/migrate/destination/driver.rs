@@ -243,6 +243,7 @@ impl Driver {
                     let _ = own.send(Input::Happened(Event::ReceiveFailed(f))).await;
                 }
             }),
+            Effect::HoldPackets => self.spawn(async move { work.hold_packets().await }),
             Effect::Restore(totals) => self.spawn(async move {
                 let result = faulty(&ctx, "restore", work.restore(&totals)).await;
                 let _ = own.send(Input::Happened(Event::Restored(result))).await;

@@ -129,6 +129,9 @@ pub enum Effect {
     Record(Record),
     /// Make namespaces and directories, take bulk streams => `ReceiveFailed` when that fails.
     Receive,
+    /// Let packets for the container come here from now on, and keep them. Reports nothing: without
+    /// it clients wait for their next retransmission, and the migration is as safe.
+    HoldPackets,
     /// Verify totals and restore up to the hold => `Restored`.
     Restore(Totals),
     /// Find the hold of an earlier agent, or make it again from the images kept => `Restored`.
@@ -336,6 +339,7 @@ impl State {
             (S::Idle, H::Reserve(_)) => (S::Checking, vec![X::Check]),
             (S::Idle, H::Abort(_)) => (S::Idle, vec![X::Send(H::Aborted)]),
             (S::Idle, _) => (S::Idle, vec![X::Send(H::Position(Position::Unknown))]),
+            (S::Receiving, H::Frozen) => (S::Receiving, vec![X::HoldPackets]),
             (S::Receiving, H::Prepare(totals)) => (S::Restoring, vec![X::Restore(totals)]),
             (S::Held { restore_us }, H::Prepare(_)) => {
                 (S::Held { restore_us }, vec![X::Send(H::Prepared { restore_us })])
