@@ -48,6 +48,15 @@ pub enum BulkContent {
         /// Number of the pass, from 1.
         pass: u32,
     },
+    /// One of the streams of a round over the memory.
+    Pages {
+        /// Number of the round, from 1.
+        round: u32,
+        /// Which of the round's streams, from 0.
+        lane: u16,
+        /// How many streams the round has; at most [`crate::pages::MAX_LANES`].
+        lanes: u16,
+    },
 }
 
 /// Record numbers. Retired numbers stay listed.
@@ -64,6 +73,10 @@ pub enum RecordKind {
     ImagesEnd = 4,
     /// A tree record without data; meta is [`crate::tree::TreeMeta`].
     Tree = 5,
+    /// Pages of a process; meta is [`crate::pages::PageBatch`].
+    Pages = 6,
+    /// A stream of a round was sent; meta is [`crate::pages::PagesEnd`].
+    PagesEnd = 7,
 }
 
 impl RecordKind {
@@ -74,6 +87,8 @@ impl RecordKind {
             3 => Self::ImageEnd,
             4 => Self::ImagesEnd,
             5 => Self::Tree,
+            6 => Self::Pages,
+            7 => Self::PagesEnd,
             _ => return Err(WireError::UnknownKind(n)),
         })
     }

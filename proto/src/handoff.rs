@@ -6,6 +6,8 @@
 //! |<------------------ Reserved / Refused --|
 //! |== bulk: files, one pass per stream ===>|
 //! |<----------------------------- PassDone --|
+//! |== bulk: memory, in rounds ============>|  (fast mode only)
+//! |<---------------------------- RoundDone --|
 //!    fence, freeze
 //! |-- Frozen ----------------------------->|
 //! |== bulk: images, last file pass =======>|
@@ -24,6 +26,7 @@
 //! the state reached, so every message may be sent again.
 
 use crate::ids::{ContainerName, Epoch, HostName, MigrationId};
+use crate::pages::PagesEnd;
 use crate::status::Failure;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +44,16 @@ pub struct Envelope {
     pub epoch: Epoch,
     /// The message.
     pub body: Handoff,
+}
+
+/// How memory travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemoryMode {
+    /// In CRIU's images, after the freeze; restored from them before the container runs.
+    Plain,
+    /// In rounds while the container runs, the rest after the freeze; filled in at the destination
+    /// while it runs there.
+    Fast,
 }
 
 /// A directory tree to be carried.
@@ -83,6 +96,8 @@ pub struct Offer {
     pub cpu_features: Vec<String>,
     /// Runtime family (`runc`): images of one family do not restore under another.
     pub runtime: String,
+    /// How S wants memory to travel.
+    pub memory: MemoryMode,
     /// Only check; T keeps nothing.
     pub dry_run: bool,
 }
@@ -96,6 +111,17 @@ pub struct Totals {
     pub image_bytes: u64,
     /// Last pass number of each tree, in order of index.
     pub tree_passes: Vec<u32>,
+    /// What the rounds over the memory have carried; in fast mode only.
+    pub memory: Option<MemoryTotals>,
+}
+
+/// What the rounds over the memory have carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryTotals {
+    /// Rounds, the one after the freeze included.
+    pub rounds: u32,
+    /// Pages of all of them.
+    pub pages: PagesEnd,
 }
 
 /// Times at T, by its monotonic clock.
@@ -118,6 +144,8 @@ pub enum Handoff {
         lease_ms: u64,
         /// What T noticed and did not refuse for.
         notices: Vec<String>,
+        /// How memory is to travel: as S wants it, or plain where T cannot have it so.
+        memory: MemoryMode,
     },
     /// T: no. Nothing is left at T.
     Refused(Failure),
@@ -153,6 +181,11 @@ pub enum Handoff {
     Query,
     /// Answer to `Query`.
     Position(Position),
+    /// T: all streams of a round over the memory were applied.
+    RoundDone {
+        /// The round.
+        round: u32,
+    },
 }
 
 impl Handoff {
@@ -163,6 +196,7 @@ impl Handoff {
             Handoff::Reserved { .. } => "reserved",
             Handoff::Refused(_) => "refused",
             Handoff::PassDone { .. } => "pass_done",
+            Handoff::RoundDone { .. } => "round_done",
             Handoff::Frozen => "frozen",
             Handoff::Prepare(_) => "prepare",
             Handoff::Prepared { .. } => "prepared",

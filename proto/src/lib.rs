@@ -19,6 +19,7 @@ pub mod frame;
 pub mod handoff;
 pub mod ids;
 pub mod network;
+pub mod pages;
 pub mod registry;
 pub mod status;
 pub mod tree;

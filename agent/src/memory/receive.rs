@@ -141,7 +141,9 @@ pub fn receive_images(reader: &mut BulkReader, dir: &Path, limit: u64) -> Result
                 }
                 return Ok(total);
             }
-            RecordKind::Tree => return Err(order("a tree record".into())),
+            RecordKind::Tree | RecordKind::Pages | RecordKind::PagesEnd => {
+                return Err(order("a record of another kind of stream".into()));
+            }
         }
     }
 }

@@ -463,7 +463,9 @@ impl Migrations {
         let admitted = if offer.source == peer && offer.dry_run {
             let work = DestinationWork::new(self.ctx.clone(), id, epoch, *offer);
             let body = match work.check().await {
-                Ok(notices) => Handoff::Reserved { lease_ms: 0, notices },
+                Ok(destination_machine::Acceptance { notices, memory }) => {
+                    Handoff::Reserved { lease_ms: 0, notices, memory }
+                }
                 Err(failure) => Handoff::Refused(failure),
             };
             let envelope = Envelope { migration: id, epoch, body };

@@ -4,9 +4,9 @@
 //! value here, and states are compared after their failures were replaced by it.
 
 use tranship_agent::journal::Record;
-use tranship_agent::migrate::destination::machine as t;
+use tranship_agent::migrate::destination::machine::{self as t, Acceptance};
 use tranship_agent::migrate::source::machine as s;
-use tranship_proto::handoff::{Handoff, Offer, Position, ResumeTimes, Totals};
+use tranship_proto::handoff::{Handoff, MemoryMode, Offer, Position, ResumeTimes, Totals};
 use tranship_proto::status::{Failure, Reason, Side};
 
 /// Which agent.
@@ -84,7 +84,8 @@ impl Msg {
             Handoff::Reserve(_) => Msg::Reserve,
             Handoff::Reserved { .. } => Msg::Reserved,
             Handoff::Refused(_) => Msg::Refused,
-            Handoff::PassDone { .. } => Msg::PassDone,
+            // Both pass by the machines.
+            Handoff::PassDone { .. } | Handoff::RoundDone { .. } => Msg::PassDone,
             Handoff::Frozen => Msg::Frozen,
             Handoff::Prepare(_) => Msg::Prepare,
             Handoff::Prepared { .. } => Msg::Prepared,
@@ -107,7 +108,9 @@ impl Msg {
     pub fn whole(self) -> Handoff {
         match self {
             Msg::Reserve => Handoff::Reserve(Box::new(offer())),
-            Msg::Reserved => Handoff::Reserved { lease_ms: 0, notices: Vec::new() },
+            Msg::Reserved => {
+                Handoff::Reserved { lease_ms: 0, notices: Vec::new(), memory: MemoryMode::Plain }
+            }
             Msg::Refused => Handoff::Refused(failure()),
             Msg::PassDone => Handoff::PassDone { index: 0, pass: 1 },
             Msg::Frozen => Handoff::Frozen,
@@ -143,12 +146,17 @@ fn offer() -> Offer {
         arch: String::new(),
         cpu_features: Vec::new(),
         runtime: String::new(),
+        memory: MemoryMode::Plain,
         dry_run: false,
     }
 }
 
+fn accepted() -> Acceptance {
+    Acceptance { notices: Vec::new(), memory: MemoryMode::Plain }
+}
+
 pub fn totals() -> Totals {
-    Totals { image_files: 0, image_bytes: 0, tree_passes: Vec::new() }
+    Totals { image_files: 0, image_bytes: 0, tree_passes: Vec::new(), memory: None }
 }
 
 pub fn failure() -> Failure {
@@ -291,7 +299,7 @@ impl Ev {
             Ev::LinkUp => E::LinkUp,
             Ev::Repeat => E::Repeat,
             Ev::Restarted => E::Restarted,
-            Ev::Checked => E::Checked(Ok(Vec::new())),
+            Ev::Checked => E::Checked(Ok(accepted())),
             Ev::CheckFailed => E::Checked(Err(failure())),
             Ev::ReceiveFailed => E::ReceiveFailed(failure()),
             Ev::Restored => E::Restored(Ok(0)),
@@ -359,7 +367,7 @@ pub fn destination_states() -> Vec<t::State> {
     vec![
         S::Idle,
         S::Checking,
-        S::Reserving { notices: Vec::new() },
+        S::Reserving(accepted()),
         S::Receiving,
         S::Restoring,
         S::Preparing { restore_us: 0 },

@@ -4,8 +4,11 @@ use tranship_proto::bulk::{BulkContent, BulkOpen};
 use tranship_proto::control::{
     Hello, LinkSpec, MigrateRequest, Reply, Request, RootfsSpec, RunRequest, VolumeSpec, Welcome,
 };
-use tranship_proto::handoff::{Envelope, Handoff, Offer, Position, ResumeTimes, Totals, TreeOffer};
+use tranship_proto::handoff::{
+    Envelope, Handoff, MemoryMode, MemoryTotals, Offer, Position, ResumeTimes, Totals, TreeOffer,
+};
 use tranship_proto::ids::{Epoch, MigrationId};
+use tranship_proto::pages::PagesEnd;
 use tranship_proto::registry::Message;
 use tranship_proto::status::{
     ContainerRow, Event, EventBody, Failure, HostInfo, HostRow, MigrationStatus, Phase, Progressing, Reason,
@@ -100,6 +103,7 @@ fn offer() -> Offer {
         arch: "x86_64".into(),
         cpu_features: vec!["avx2".into()],
         runtime: "runc".into(),
+        memory: MemoryMode::Fast,
         dry_run: false,
     }
 }
@@ -186,13 +190,28 @@ fn handoffs() -> Vec<(&'static str, Handoff)> {
     let times = ResumeTimes { grant_to_running_us: 9000, grant_to_first_packet_us: Some(9500) };
     vec![
         ("handoff.reserve", Handoff::Reserve(Box::new(offer()))),
-        ("handoff.reserved", Handoff::Reserved { lease_ms: 0, notices: vec!["kernels differ".into()] }),
+        (
+            "handoff.reserved",
+            Handoff::Reserved {
+                lease_ms: 0,
+                notices: vec!["kernels differ".into()],
+                memory: MemoryMode::Plain,
+            },
+        ),
         ("handoff.refused", Handoff::Refused(failure())),
         ("handoff.pass_done", Handoff::PassDone { index: 1, pass: 2 }),
         ("handoff.frozen", Handoff::Frozen),
         (
             "handoff.prepare",
-            Handoff::Prepare(Totals { image_files: 40, image_bytes: 1 << 26, tree_passes: vec![3, 2] }),
+            Handoff::Prepare(Totals {
+                image_files: 40,
+                image_bytes: 1 << 26,
+                tree_passes: vec![3, 2],
+                memory: Some(MemoryTotals {
+                    rounds: 3,
+                    pages: PagesEnd { data_pages: 16_384, ref_pages: 5, zero_pages: 9 },
+                }),
+            }),
         ),
         ("handoff.prepared", Handoff::Prepared { restore_us: 130_000 }),
         ("handoff.grant", Handoff::Grant),
@@ -208,6 +227,7 @@ fn handoffs() -> Vec<(&'static str, Handoff)> {
         ("handoff.position.released", Handoff::Position(Position::Released)),
         ("handoff.position.owner", Handoff::Position(Position::Owner)),
         ("handoff.position.ended", Handoff::Position(Position::Ended)),
+        ("handoff.round_done", Handoff::RoundDone { round: 2 }),
     ]
 }
 
@@ -231,6 +251,7 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         ),
         ("bulk.images", open(BulkContent::Images).into()),
         ("bulk.tree", open(BulkContent::Tree { index: 1, pass: 2 }).into()),
+        ("bulk.pages", open(BulkContent::Pages { round: 2, lane: 1, lanes: 2 }).into()),
     ];
     all.extend(requests().into_iter().map(|(n, m)| (n, m.into())));
     all.extend(replies().into_iter().map(|(n, m)| (n, m.into())));

@@ -40,7 +40,7 @@
 
 use crate::journal::Record;
 use crate::migrate::source::machine::Illegal;
-use tranship_proto::handoff::{Handoff, Position, ResumeTimes, Totals};
+use tranship_proto::handoff::{Handoff, MemoryMode, Position, ResumeTimes, Totals};
 use tranship_proto::status::{Failure, Phase, Reason, Side};
 
 /// Where the destination is.
@@ -51,10 +51,7 @@ pub enum State {
     /// Checking the offer; nothing is touched.
     Checking,
     /// Writing RESERVED.
-    Reserving {
-        /// What was noticed.
-        notices: Vec<String>,
-    },
+    Reserving(Acceptance),
     /// Taking files and images.
     Receiving,
     /// Verifying and restoring.
@@ -87,13 +84,22 @@ pub enum State {
     Ended(Option<Failure>),
 }
 
+/// What this side answers to an offer that it takes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Acceptance {
+    /// What was noticed and not refused for.
+    pub notices: Vec<String>,
+    /// How memory is to travel.
+    pub memory: MemoryMode,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The source spoke.
     Peer(Handoff),
-    /// The offer is acceptable, with notices; or not.
-    Checked(Result<Vec<String>, Failure>),
+    /// The offer is acceptable, or not.
+    Checked(Result<Acceptance, Failure>),
     /// A record is on disk.
     Recorded(Record),
     /// A record could not be written; its bytes may be on disk all the same.
@@ -161,7 +167,7 @@ impl State {
     /// The phase this state belongs to, for status.
     pub fn phase(&self) -> Phase {
         match self {
-            State::Idle | State::Checking | State::Reserving { .. } => Phase::Reserve,
+            State::Idle | State::Checking | State::Reserving(_) => Phase::Reserve,
             State::Receiving => Phase::Stage,
             State::Restoring
             | State::Preparing { .. }
@@ -235,15 +241,15 @@ impl State {
         use State as S;
         Ok(match (self, event) {
             // Forward.
-            (S::Checking, E::Checked(Ok(notices))) => {
-                (S::Reserving { notices }, vec![X::Record(Record::Reserved)])
+            (S::Checking, E::Checked(Ok(acceptance))) => {
+                (S::Reserving(acceptance), vec![X::Record(Record::Reserved)])
             }
             (S::Checking, E::Checked(Err(f))) => {
                 let f = f.phase(Phase::Reserve);
                 untouched(f.clone(), Handoff::Refused(f))
             }
-            (S::Reserving { notices }, E::Recorded(Record::Reserved)) => {
-                let reply = Handoff::Reserved { lease_ms: 0, notices };
+            (S::Reserving(Acceptance { notices, memory }), E::Recorded(Record::Reserved)) => {
+                let reply = Handoff::Reserved { lease_ms: 0, notices, memory };
                 (S::Receiving, vec![X::Receive, X::Send(reply)])
             }
             (S::Restoring, E::Restored(Ok(restore_us))) => {
@@ -288,7 +294,7 @@ impl State {
             (S::Restoring, E::Restored(Err(f)) | E::ReceiveFailed(f) | E::HoldLost(f)) => {
                 refuse(f, Phase::Prepare)
             }
-            (S::Reserving { .. }, E::RecordFailed(Record::Reserved, f)) => refuse(f, Phase::Reserve),
+            (S::Reserving(_), E::RecordFailed(Record::Reserved, f)) => refuse(f, Phase::Reserve),
             (S::Preparing { .. }, E::RecordFailed(Record::Prepared, f) | E::HoldLost(f)) => {
                 refuse(f, Phase::Prepare)
             }
@@ -359,7 +365,7 @@ impl State {
             // Back, on the source's word.
             (S::Checking, H::Abort(f)) => untouched(f, H::Aborted),
             (
-                S::Reserving { .. }
+                S::Reserving(_)
                 | S::Receiving
                 | S::Restoring
                 | S::Preparing { .. }
@@ -368,7 +374,7 @@ impl State {
                 H::Abort(f),
             ) => discard(f),
             (
-                S::Reserving { .. }
+                S::Reserving(_)
                 | S::Receiving
                 | S::Restoring
                 | S::Preparing { .. }
@@ -397,7 +403,7 @@ impl State {
                 let f = lost(why);
                 (S::Ended(Some(f.clone())), vec![Effect::Finish(Some(f))])
             }
-            S::Reserving { .. } | S::Receiving | S::Restoring => discard(lost(why)),
+            S::Reserving(_) | S::Receiving | S::Restoring => discard(lost(why)),
             // PREPARED may be on disk: from here on the source must be asked.
             s @ (S::Preparing { .. } | S::Held { .. } | S::Reclaiming | S::Lost(_)) => (s, vec![Effect::Ask]),
             // From OWNER on it is the source that comes back.

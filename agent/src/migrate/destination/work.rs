@@ -4,6 +4,7 @@
 //! the container), so that `discard` can be repeated and needs no memory of what was done.
 
 use super::check::{Accepted, check};
+use super::machine::Acceptance;
 use super::receive::{Receiving, images};
 use crate::context::Context;
 use crate::engine::{RestoreHandle, RestoreRequest};
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, OnceCell, watch};
 use tranship_proto::bulk::BulkContent;
-use tranship_proto::handoff::{Handoff, Offer, ResumeTimes, Totals};
+use tranship_proto::handoff::{Handoff, MemoryMode, Offer, ResumeTimes, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
 use tranship_proto::network::NetCapture;
 use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
@@ -114,6 +115,7 @@ impl Work {
             arch: String::new(),
             cpu_features: Vec::new(),
             runtime: String::new(),
+            memory: MemoryMode::Plain,
             dry_run: false,
         };
         let capture = serde_json::from_slice::<NetCapture>(&offer.network_json);
@@ -180,11 +182,11 @@ impl Work {
     }
 
     /// Looks at the offer. Touches nothing.
-    pub async fn check(&self) -> Result<Vec<String>, Failure> {
+    pub async fn check(&self) -> Result<Acceptance, Failure> {
         let accepted = check(&self.ctx, self.id, self.epoch, &self.offer).await?;
         let notices = accepted.notices.clone();
         let _ = self.accepted.set(accepted);
-        Ok(notices)
+        Ok(Acceptance { notices, memory: MemoryMode::Plain })
     }
 
     /// Makes directories, namespace and links, all of it gated. Bulk streams wait for it.
@@ -292,6 +294,11 @@ impl Work {
                     tree.pass(pass, recv).await?;
                     Ok(Some(Handoff::PassDone { index, pass }))
                 }
+                BulkContent::Pages { .. } => Err(Failure::new(
+                    Reason::Failed,
+                    Side::Destination,
+                    "pages in rounds, which were not agreed on",
+                )),
                 BulkContent::Images => {
                     let limit = self.accepted()?.image_bytes;
                     let received = images(recv, self.image_dir(), limit).await?;

@@ -5,7 +5,7 @@ use crate::criu::preflight;
 use crate::network;
 use crate::storage::{TreeLimits, TreeSource};
 use std::sync::atomic::Ordering;
-use tranship_proto::handoff::{Offer, TreeOffer};
+use tranship_proto::handoff::{MemoryMode, Offer, TreeOffer};
 use tranship_proto::status::{Failure, Reason, Side};
 
 /// Scans, connects and leaves the offer in the work for the driver to send. Changes nothing.
@@ -73,6 +73,7 @@ pub(super) async fn reserve(work: &mut Work) -> Result<(), Failure> {
         arch: std::env::consts::ARCH.to_owned(),
         cpu_features: cpu_features(),
         runtime: "runc".to_owned(),
+        memory: MemoryMode::Plain,
         dry_run: work.dry_run,
     };
     let connection = work.ctx.connect(&work.destination).await?;

@@ -495,5 +495,6 @@ pub(super) fn totals(trees: &[Tree], sent: crate::memory::send::Sent) -> Totals 
         image_files: sent.files,
         image_bytes: sent.bytes,
         tree_passes: trees.iter().map(|t| t.passes).collect(),
+        memory: None,
     }
 }
