@@ -1,11 +1,23 @@
-//! Measurements. Each prints its figures as a table and keeps the raw data.
+//! Measurements. Each prints its figures as a table, says of each bar whether it is met, and keeps
+//! the raw data.
 
+mod bars;
+mod contender;
 mod gap;
+mod measure;
+mod meter;
+mod netns;
 mod podman;
+mod raw;
+mod runc;
 mod shared;
 mod stats;
 
-use clap::{Args, Subcommand, ValueEnum};
+pub use contender::Contender;
+
+use crate::scenario::Scene;
+use clap::{Args, Subcommand};
+use measure::Cell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,25 +28,16 @@ pub enum Bench {
     Gap(Gap),
 }
 
-/// Options of `bench gap`.
+/// Options of every benchmark.
 #[derive(Debug, Args)]
-pub struct Gap {
-    /// Random data in Redis, in MiB; several sizes with commas
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 1024])]
-    pub mib: Vec<u32>,
-    /// What to compare with
-    #[arg(long, value_enum, value_delimiter = ',')]
-    pub against: Vec<Rival>,
-    /// Measure only the rivals
-    #[arg(long)]
-    pub rivals_only: bool,
+pub struct Common {
     /// Times that everything is measured, interleaved
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
     /// File for the raw data
     #[arg(long)]
     pub json: Option<PathBuf>,
-    /// Fail unless our median is at most a half of podman's up to 64 MiB, and at most a third above
+    /// Fail unless every bar is met
     #[arg(long)]
     pub check: bool,
     /// Name of the lab
@@ -45,13 +48,45 @@ pub struct Gap {
     pub keep: bool,
 }
 
-/// Other ways to move a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rival {
-    /// `podman container checkpoint --export` and `restore --import`, archive handed over for free
-    Podman,
-    /// The same with `--compress none`
-    PodmanPlain,
+impl Common {
+    fn scene(&self, agents: bool) -> anyhow::Result<Scene> {
+        let exe = std::env::current_exe()?;
+        if agents { Scene::new(&self.lab, 2, exe) } else { Scene::without_agents(&self.lab, 2, exe) }
+    }
+
+    fn end(&self, scene: &Scene) -> anyhow::Result<()> {
+        if !self.keep {
+            scene.lab().down()?;
+        }
+        Ok(())
+    }
+
+    fn code(&self, good: bool) -> ExitCode {
+        if let Some(path) = &self.json {
+            println!("raw data: {}", path.display());
+        }
+        if good || !self.check { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// Options of `bench gap`.
+#[derive(Debug, Args)]
+pub struct Gap {
+    /// Random data in Redis, in MiB; several sizes with commas
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 1024])]
+    pub mib: Vec<u32>,
+    /// What to compare with
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub against: Vec<Contender>,
+    /// Measure only the rivals
+    #[arg(long)]
+    pub rivals_only: bool,
+    /// Times that rivals are measured, spread over the runs; as often as ourselves by default
+    #[arg(long)]
+    pub rival_runs: Option<u32>,
+    /// What every benchmark has
+    #[command(flatten)]
+    pub common: Common,
 }
 
 impl Bench {
@@ -60,5 +95,41 @@ impl Bench {
         match self {
             Self::Gap(gap) => gap::run(gap),
         }
+    }
+}
+
+/// What to measure in which order: all cells in each run, every second run the other way round,
+/// rivals in `rival_runs` of the runs.
+fn plan(cells: Vec<Cell>, runs: u32, rival_runs: Option<u32>) -> Vec<(u32, Cell)> {
+    let rival_runs = rival_runs.unwrap_or(runs).min(runs);
+    let mut plan = Vec::new();
+    for run in 0..runs {
+        let rivals = (run + 1) * rival_runs / runs > run * rival_runs / runs;
+        let mut order: Vec<Cell> =
+            cells.iter().filter(|c| rivals || c.contender == Contender::Tranship).copied().collect();
+        if run % 2 == 1 {
+            order.reverse();
+        }
+        plan.extend(order.into_iter().map(|cell| (run, cell)));
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rivals_are_measured_as_often_as_asked() {
+        let cell = |contender| Cell { contender, mib: 64, connections: 1 };
+        let cells = vec![cell(Contender::Tranship), cell(Contender::Podman)];
+        for (rival_runs, expected) in [(None, 15), (Some(0), 0), (Some(4), 4), (Some(15), 15), (Some(99), 15)]
+        {
+            let plan = plan(cells.clone(), 15, rival_runs);
+            let count = |contender| plan.iter().filter(|(_, c)| c.contender == contender).count();
+            assert_eq!((count(Contender::Tranship), count(Contender::Podman)), (15, expected));
+        }
+        let order: Vec<_> = plan(cells, 2, None).into_iter().map(|(_, c)| c.contender.name()).collect();
+        assert_eq!(order, ["tranship", "podman", "podman", "tranship"]);
     }
 }

@@ -75,6 +75,9 @@ pub enum Load {
         /// Connections.
         #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
         count: u16,
+        /// Of these, how many are used before the end.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        active: u16,
         /// Requests a second over all of them, round robin.
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         rate: u32,
@@ -131,7 +134,7 @@ pub fn run(load: Load) -> ExitCode {
         Load::Http { addr, path, connections, bytes, digest, rate_mib, limits } => {
             http::run(&http::Fetch { addr, path, bytes, digest, rate_mib }, connections, &limits)
         }
-        Load::Conns { addr, count, rate, limits } => conns::run(addr, count, rate, &limits),
+        Load::Conns { addr, count, active, rate, limits } => conns::run(addr, count, active, rate, &limits),
         Load::Fill { addr, mib } => fill::run(addr, mib),
         Load::Reach { addr, patience } => reach::run(addr, Duration::from_secs(patience)),
     };
