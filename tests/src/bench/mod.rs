@@ -8,8 +8,11 @@ mod measure;
 mod meter;
 mod netns;
 mod podman;
+mod precopy;
+mod program;
 mod raw;
 mod runc;
+mod scale;
 mod shared;
 mod stats;
 
@@ -26,6 +29,10 @@ use std::process::ExitCode;
 pub enum Bench {
     /// The longest silence that a client sees at 1000 requests a second while Redis is moved
     Gap(Gap),
+    /// What grows with a container's memory and connections: silence, memory, processor time
+    Scale(Scale),
+    /// Moves of memory that is written to, incompressible, or mostly empty
+    Precopy(Precopy),
 }
 
 /// Options of every benchmark.
@@ -89,11 +96,41 @@ pub struct Gap {
     pub common: Common,
 }
 
+/// Options of `bench scale`.
+#[derive(Debug, Args)]
+pub struct Scale {
+    /// Random data in Redis, in MiB; several sizes with commas
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024, 4096])]
+    pub mib: Vec<u32>,
+    /// Connections in the measurement that has many, with the least data; 1 % of them are in use
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(2..=5000))]
+    pub connections: u16,
+    /// Times that podman is measured beside us
+    #[arg(long, default_value_t = 3)]
+    pub rival_runs: u32,
+    /// What every benchmark has
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Options of `bench precopy`.
+#[derive(Debug, Args)]
+pub struct Precopy {
+    /// Memory of the container in MiB
+    #[arg(long, default_value_t = 1024)]
+    pub mib: u32,
+    /// What every benchmark has
+    #[command(flatten)]
+    pub common: Common,
+}
+
 impl Bench {
     /// Runs it.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Gap(gap) => gap::run(gap),
+            Self::Scale(scale) => scale::run(scale),
+            Self::Precopy(precopy) => precopy::run(precopy),
         }
     }
 }

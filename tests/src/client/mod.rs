@@ -7,6 +7,7 @@
 //!
 //! A client never reconnects: whatever ends a connection is a failure and stays in the report.
 
+mod ask;
 mod conns;
 mod control;
 mod fill;
@@ -94,6 +95,18 @@ pub enum Load {
         #[arg(long)]
         mib: u32,
     },
+    /// Ask for one number; it is the report's last value.
+    Ask {
+        /// Who is asked.
+        #[arg(long)]
+        addr: SocketAddr,
+        /// With which command.
+        #[arg(long)]
+        command: String,
+        /// Seconds to wait at most.
+        #[arg(long, default_value_t = 60)]
+        patience: u64,
+    },
     /// Wait until a port takes a connection.
     Reach {
         /// Which.
@@ -136,6 +149,7 @@ pub fn run(load: Load) -> ExitCode {
         }
         Load::Conns { addr, count, active, rate, limits } => conns::run(addr, count, active, rate, &limits),
         Load::Fill { addr, mib } => fill::run(addr, mib),
+        Load::Ask { addr, command, patience } => ask::run(addr, &command, Duration::from_secs(patience)),
         Load::Reach { addr, patience } => reach::run(addr, Duration::from_secs(patience)),
     };
     let good = report.failures.is_empty();
