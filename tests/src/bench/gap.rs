@@ -65,6 +65,11 @@ pub(super) struct Line {
     pub(super) gap_ms: Spread,
 }
 
+/// The bar for so much data, in ms.
+pub(super) fn bar_ms(mib: u32) -> Option<f64> {
+    BARS.iter().find(|(size, ..)| *size == mib).map(|(_, longest, _)| *longest)
+}
+
 /// A line for each contender and size, in order.
 pub(super) fn lines(raw: &Raw<Measured>) -> Vec<Line> {
     let mut keys: Vec<_> = raw.measurements.iter().map(|m| (m.mib, m.contender)).collect();

@@ -7,6 +7,7 @@ mod gap;
 mod measure;
 mod meter;
 mod netns;
+mod plot;
 mod podman;
 mod precopy;
 mod program;
@@ -33,6 +34,8 @@ pub enum Bench {
     Scale(Scale),
     /// Moves of memory that is written to, incompressible, or mostly empty
     Precopy(Precopy),
+    /// Tables and pictures (SVG) from the raw data of the others
+    Plot(Plot),
 }
 
 /// Options of every benchmark.
@@ -124,6 +127,14 @@ pub struct Precopy {
     pub common: Common,
 }
 
+/// Options of `bench plot`.
+#[derive(Debug, Args)]
+pub struct Plot {
+    /// Directory with `gap.json`, `scale.json`, `precopy.json`; the pictures go there, too
+    #[arg(long)]
+    pub dir: PathBuf,
+}
+
 impl Bench {
     /// Runs it.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
@@ -131,6 +142,7 @@ impl Bench {
             Self::Gap(gap) => gap::run(gap),
             Self::Scale(scale) => scale::run(scale),
             Self::Precopy(precopy) => precopy::run(precopy),
+            Self::Plot(plot) => plot::run(&plot.dir),
         }
     }
 }

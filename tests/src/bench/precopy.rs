@@ -25,11 +25,11 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// MiB of random pages written each second.
 const WRITES: u32 = 64;
 /// ms of silence while they are written.
-const SILENCE: f64 = 500.0;
+pub(super) const SILENCE: f64 = 500.0;
 /// % of one stream's rate that a whole move reaches.
-const SHARE_OF_STREAM: f64 = 60.0;
+pub(super) const SHARE_OF_STREAM: f64 = 60.0;
 /// % of a sparse container's memory that goes over the wire.
-const SHARE_ON_WIRE: f64 = 30.0;
+pub(super) const SHARE_ON_WIRE: f64 = 30.0;
 /// Data sent to measure a stream, in MiB.
 const STREAM_MIB: &str = "512";
 /// Where the stream goes to.
@@ -50,7 +50,8 @@ pub(super) enum Case {
 }
 
 impl Case {
-    const ALL: [Self; 3] = [Self::Writes, Self::Random, Self::Sparse];
+    /// In the order of tables.
+    pub(super) const ALL: [Self; 3] = [Self::Writes, Self::Random, Self::Sparse];
 
     pub(super) fn name(self) -> &'static str {
         match self {

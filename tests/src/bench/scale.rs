@@ -5,7 +5,7 @@ use super::bars::{self, Bar};
 use super::contender::Contender;
 use super::measure::{Cell, Measured, measure};
 use super::raw::Raw;
-use super::stats::{slope, spread};
+use super::stats::{line, spread};
 use super::{Scale, plan};
 use crate::scenario::Scene;
 use comfy_table::Table;
@@ -17,6 +17,8 @@ const SLOPE: f64 = 50.0;
 /// Memory at the destination: so many times the container's, and so many MiB more.
 const TIMES: f64 = 1.15;
 const MORE: f64 = 128.0;
+/// The same as a line: MiB for nothing, and for each GiB of the container.
+pub(super) const PEAK: (f64, f64) = (MORE, TIMES * 1024.0);
 /// Silence of many connections by that of one.
 const CONNECTIONS: f64 = 1.5;
 
@@ -59,9 +61,14 @@ fn cells(raw: &Raw<Measured>) -> Vec<Cell> {
 }
 
 /// Median silence in ms over the container's size in GiB, for one connection.
-pub(super) fn by_size(raw: &Raw<Measured>) -> Vec<(f64, f64)> {
+fn by_size(raw: &Raw<Measured>) -> Vec<(f64, f64)> {
     let ours = cells(raw).into_iter().filter(|c| c.contender == Contender::Tranship && c.connections == 1);
     ours.filter_map(|c| Some((f64::from(c.mib) / 1024.0, median(raw, &c, Measured::gap_ms)?))).collect()
+}
+
+/// The line through them: ms for no memory, and for each GiB.
+pub(super) fn fit(raw: &Raw<Measured>) -> Option<(f64, f64)> {
+    line(&by_size(raw))
 }
 
 fn median(raw: &Raw<Measured>, cell: &Cell, figure: impl Fn(&Measured) -> f64) -> Option<f64> {
@@ -132,7 +139,7 @@ fn bars(raw: &Raw<Measured>) -> Vec<Bar> {
     });
     let count = many.map_or(0, |c| c.connections);
     vec![
-        Bar::at_most("more silence for each GiB more", "ms", slope(&by_size(raw)), SLOPE),
+        Bar::at_most("more silence for each GiB more", "ms", fit(raw).map(|(_, slope)| slope), SLOPE),
         Bar::at_most(
             format!("peak of memory at T less {TIMES} times the container's, highest"),
             "MiB",

@@ -1,4 +1,4 @@
-//! Medians, percentiles, ranges, and the slope of a line.
+//! Medians, percentiles, ranges, and lines through points.
 
 /// Some figures in short.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,15 +24,15 @@ pub(super) fn spread(figures: impl IntoIterator<Item = f64>) -> Option<Spread> {
     Some(Spread { median, p95, low, high, count })
 }
 
-/// Slope of the line with the least squares through the points; `None` unless two of them differ
-/// in `x`.
-pub(super) fn slope(points: &[(f64, f64)]) -> Option<f64> {
+/// The line with the least squares through the points: its value at 0 and its slope. `None` unless
+/// two points differ in `x`.
+pub(super) fn line(points: &[(f64, f64)]) -> Option<(f64, f64)> {
     let n = points.len() as f64;
     let mean = |f: fn(&(f64, f64)) -> f64| points.iter().map(f).sum::<f64>() / n;
     let (x, y) = (mean(|p| p.0), mean(|p| p.1));
     let across: f64 = points.iter().map(|p| (p.0 - x) * (p.1 - y)).sum();
     let along: f64 = points.iter().map(|p| (p.0 - x).powi(2)).sum();
-    (along > 0.0).then(|| across / along)
+    (along > 0.0).then(|| (y - x * across / along, across / along))
 }
 
 #[cfg(test)]
@@ -55,9 +55,9 @@ mod tests {
     }
 
     #[test]
-    fn the_slope_of_a_line_is_found() {
-        assert_eq!(slope(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]), Some(2.0));
-        assert_eq!(slope(&[(1.0, 1.0)]), None);
-        assert_eq!(slope(&[]), None);
+    fn a_line_is_found_again() {
+        assert_eq!(line(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]), Some((1.0, 2.0)));
+        assert_eq!(line(&[(1.0, 1.0)]), None);
+        assert_eq!(line(&[]), None);
     }
 }
