@@ -41,7 +41,10 @@ impl Strip {
         for tick in axis.ticks() {
             let x = axis.at(tick);
             picture.line((x, top - 4.0), (x, bottom), "grid");
-            picture.text(x, bottom + 15.0, Anchor::Middle, "faint", &short(tick));
+            // The bar's own figure stands there, too.
+            if self.bar.is_none_or(|bar| (axis.at(bar) - x).abs() > 40.0) {
+                picture.text(x, bottom + 15.0, Anchor::Middle, "faint", &short(tick));
+            }
         }
         if let Some(bar) = self.bar {
             let x = axis.at(bar);

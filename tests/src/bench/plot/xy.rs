@@ -38,8 +38,8 @@ impl Xy {
         }
         if let Some(((start, slope), end)) = self.line.zip(end) {
             picture.line((LEFT, up.at(start)), (across.at(last), up.at(end)), "bar");
-            let text = format!("{}: {} and {} for each GiB", self.legend, short(start), short(slope));
-            picture.text(right, top + 12.0, Anchor::End, "bartext", &text);
+            let text = format!("{}: {} and {} more for each GiB", self.legend, short(start), short(slope));
+            picture.text(LEFT + 8.0, top + 12.0, Anchor::Start, "bartext", &text);
         }
         for (x, y) in &self.points {
             picture.dot(across.at(*x), up.at(*y), "first");
