@@ -52,7 +52,7 @@ impl Pages {
     fn contents(&self, index: usize) -> impl Iterator<Item = u64> + use<> {
         let version = self.versions.get(index).copied().unwrap_or(0);
         let (of, zero) = match (self.content, version) {
-            (Content::Sparse, 0) => (if index % 4 == 3 { index - 2 } else { index }, index % 2 == 0),
+            (Content::Sparse, 0) => (if index % 4 == 3 { index - 2 } else { index }, index.is_multiple_of(2)),
             _ => (index, false),
         };
         let mut state = (of as u64) << 32 | u64::from(version);
