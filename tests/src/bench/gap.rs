@@ -23,8 +23,7 @@ pub(super) fn run(options: &Gap) -> anyhow::Result<ExitCode> {
     let contenders = contenders(options)?;
     let (scene, common) = (options.common.scene(contenders.contains(&Contender::Tranship))?, &options.common);
     let result = measure_all(&scene, options, &contenders);
-    common.end(&scene)?;
-    let good = report(&result?);
+    let good = report(&common.end(&scene, result)?);
     Ok(common.code(good))
 }
 

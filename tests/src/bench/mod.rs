@@ -64,11 +64,15 @@ impl Common {
         if agents { Scene::new(&self.lab, 2, exe) } else { Scene::without_agents(&self.lab, 2, exe) }
     }
 
-    fn end(&self, scene: &Scene) -> anyhow::Result<()> {
-        if !self.keep {
-            scene.lab().down()?;
+    /// Ends the lab. A measurement that failed shows what the agents said first.
+    fn end<T>(&self, scene: &Scene, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        if result.is_err() {
+            eprintln!("{}", scene.logs());
         }
-        Ok(())
+        let down = if self.keep { Ok(()) } else { scene.lab().down() };
+        let done = result?;
+        down?;
+        Ok(done)
     }
 
     fn code(&self, good: bool) -> ExitCode {

@@ -107,8 +107,7 @@ impl Measured {
 pub(super) fn run(options: &Precopy) -> anyhow::Result<ExitCode> {
     let (scene, common) = (options.common.scene(true)?, &options.common);
     let result = measure_all(&scene, options);
-    common.end(&scene)?;
-    let good = report(&result?);
+    let good = report(&common.end(&scene, result)?);
     Ok(common.code(good))
 }
 

@@ -25,8 +25,7 @@ const CONNECTIONS: f64 = 1.5;
 pub(super) fn run(options: &Scale) -> anyhow::Result<ExitCode> {
     let (scene, common) = (options.common.scene(true)?, &options.common);
     let result = measure_all(&scene, options);
-    common.end(&scene)?;
-    let good = report(&result?);
+    let good = report(&common.end(&scene, result)?);
     Ok(common.code(good))
 }
 
