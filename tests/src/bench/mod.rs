@@ -5,6 +5,8 @@ mod podman;
 mod shared;
 mod stats;
 
+pub(crate) use stats::{Spread, spread};
+
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -2,15 +2,15 @@
 
 /// Median, lowest and highest of some figures.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
-    pub(super) count: usize,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    pub(crate) count: usize,
 }
 
 /// `None` for no figures.
-pub(super) fn spread(figures: &[u64]) -> Option<Spread> {
+pub(crate) fn spread(figures: &[u64]) -> Option<Spread> {
     let mut sorted = figures.to_vec();
     sorted.sort_unstable();
     let (low, high) = (*sorted.first()? as f64, *sorted.last()? as f64);
