@@ -18,6 +18,7 @@ mod shared;
 mod stats;
 
 pub use contender::Contender;
+pub(crate) use stats::{Spread, spread};
 
 use crate::scenario::Scene;
 use clap::{Args, Subcommand};

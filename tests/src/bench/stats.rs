@@ -2,17 +2,17 @@
 
 /// Some figures in short.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Spread {
-    pub(super) median: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
     /// The smallest figure that at least 95 % are not above.
-    pub(super) p95: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
-    pub(super) count: usize,
+    pub(crate) p95: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    pub(crate) count: usize,
 }
 
 /// `None` for no figures.
-pub(super) fn spread(figures: impl IntoIterator<Item = f64>) -> Option<Spread> {
+pub(crate) fn spread(figures: impl IntoIterator<Item = f64>) -> Option<Spread> {
     let mut sorted: Vec<f64> = figures.into_iter().collect();
     sorted.sort_unstable_by(f64::total_cmp);
     let count = sorted.len();

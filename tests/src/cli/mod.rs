@@ -59,6 +59,8 @@ enum Command {
     Start(fault::Agent),
     /// Run the scenarios: real servers moved under real clients
     Scenario(scenario::Scenarios),
+    /// Move Redis under a client again and again, and break something each time
+    Faults(crate::faults::Faults),
     /// Measure
     #[command(subcommand)]
     Bench(crate::bench::Bench),
@@ -113,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Stop(args) => args.run(fault::AgentFault::Stop),
         Command::Start(args) => args.run(fault::AgentFault::Start),
         Command::Scenario(args) => args.run(),
+        Command::Faults(args) => args.run(),
         Command::Bench(bench) => bench.run(),
         Command::Demo(args) => args.run(),
         Command::Load(load) => Ok(crate::client::run(load)),

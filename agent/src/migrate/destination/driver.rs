@@ -246,7 +246,7 @@ impl Driver {
             Effect::HoldPackets => self.spawn(async move { work.hold_packets().await }),
             Effect::Restore(totals) => self.spawn(async move {
                 let result = faulty(&ctx, "restore", work.restore(&totals)).await;
-                let _ = own.send(Input::Happened(Event::Restored(result))).await;
+                restored(&work, &own, result).await;
             }),
             Effect::Resume => self.spawn(async move {
                 let result = faulty(&ctx, "resume", work.resume()).await;
@@ -270,7 +270,7 @@ impl Driver {
             }
             Effect::Reclaim => self.spawn(async move {
                 let result = faulty(&ctx, "reclaim", work.reclaim()).await;
-                let _ = own.send(Input::Happened(Event::Restored(result))).await;
+                restored(&work, &own, result).await;
             }),
             Effect::Again(effect) => self.spawn(async move {
                 tokio::time::sleep(REPEAT).await;
@@ -313,6 +313,12 @@ impl Driver {
         let point = format!("destination.record.{}", record.as_str());
         if self.ctx.faults.pass(&format!("{point}.before")).await == Some(Action::Error) {
             let f = Failure::new(Reason::Internal, Side::Destination, format!("fault at {point}"));
+            self.events.push_back(Event::RecordFailed(record, f));
+            return;
+        }
+        // What is not held can only be restored again before this host is the owner.
+        if record == Record::Owner && !self.work.holds().await {
+            let f = Failure::new(Reason::Failed, Side::Destination, "the restore is not held any more");
             self.events.push_back(Event::RecordFailed(record, f));
             return;
         }
@@ -389,6 +395,16 @@ impl Driver {
         }
         self.done = true;
         self.status.send_replace(status);
+    }
+}
+
+/// Tells the end of a restore, and then, if it is held, that it is not any more.
+async fn restored(work: &Work, own: &mpsc::Sender<Input>, result: Result<u64, Failure>) {
+    let held = result.is_ok();
+    let _ = own.send(Input::Happened(Event::Restored(result))).await;
+    if held && let Some(failure) = work.hold_lost().await {
+        tracing::warn!(%failure, "nothing has run");
+        let _ = own.send(Input::Happened(Event::HoldLost(failure))).await;
     }
 }
 

@@ -7,7 +7,7 @@ use super::check::{Accepted, check};
 use super::machine::Acceptance;
 use super::receive::{Receiving, images};
 use crate::context::Context;
-use crate::engine::{RestoreHandle, RestoreRequest};
+use crate::engine::{ContainerState, RestoreHandle, RestoreRequest};
 use crate::memory::receive::Received;
 use crate::migrate::source::{engine_failure, remove_dir};
 use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
@@ -29,6 +29,8 @@ const FIRST_PACKET: Duration = Duration::from_millis(1000);
 const RESUME_LIMIT: Duration = Duration::from_secs(30);
 /// How long the script of a held restore may take to find a restarted agent; it tries all the time.
 const FIND_HOLD: Duration = Duration::from_secs(5);
+/// The same when this agent has seen the hold die, and only its connection may have gone.
+const HOLD_BACK: Duration = Duration::from_millis(200);
 /// Room beyond the announced size, since files grow while they are copied.
 const GROWTH: u64 = 1 << 30;
 
@@ -126,8 +128,24 @@ impl Work {
             let _ = work.accepted.set(Accepted { arrival, capture, image_bytes: 0, notices: Vec::new() });
             let _ = work.room.set(Room { trees: Vec::new(), ports, watch });
             work.ready.send_replace(Some(Ok(())));
+        } else {
+            let text = "an earlier agent has left nothing of the arrival";
+            let nothing = Failure::new(Reason::Failed, Side::Destination, text);
+            work.ready.send_replace(Some(Err(nothing)));
         }
         Ok(work)
+    }
+
+    /// Whether an earlier agent has let the container go and settled it: its arrival is over then, and
+    /// the container is there with this migration's epoch.
+    async fn settled_before(&self) -> bool {
+        if !self.recovered || self.accepted.get().is_some() {
+            return false;
+        }
+        let found = self.ctx.engine.inspect(&self.offer.container).await;
+        found.is_ok_and(|(container, summary)| {
+            container.epoch == self.epoch && summary.state != ContainerState::Arriving
+        })
     }
 
     /// Finds the hold of an earlier agent again, or makes it again from the images kept. Nothing has
@@ -142,7 +160,9 @@ impl Work {
             return Ok(0);
         }
         let mut handle = self.ctx.engine.resume_hold(&accepted.arrival).await.map_err(engine)?;
-        if handle.held(FIND_HOLD).await.is_err() {
+        // One that has died under this agent's eyes does not come back.
+        let wait = if self.recovered { FIND_HOLD } else { HOLD_BACK };
+        if handle.held(wait).await.is_err() {
             handle = self.restore_again(accepted).await?;
         }
         *slot = Some(handle);
@@ -169,6 +189,21 @@ impl Work {
         let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
         handle.held(limit).await.map_err(engine)?;
         Ok(handle)
+    }
+
+    /// Whether the restore is held at this moment.
+    pub async fn holds(&self) -> bool {
+        self.handle.lock().await.as_ref().is_some_and(RestoreHandle::connected)
+    }
+
+    /// Waits until a restore that is held dies without having been told anything; `None` when it is told.
+    pub async fn hold_lost(&self) -> Option<Failure> {
+        let hold = self.handle.lock().await.as_ref().map(RestoreHandle::hold)?;
+        hold.lost().await.then(|| {
+            let text = format!("the held restore of container {} has died", self.offer.container);
+            Failure::new(Reason::Failed, Side::Destination, text)
+                .hint("the log of the destination says more; was it killed, or is the host out of memory?")
+        })
     }
 
     fn image_dir(&self) -> PathBuf {
@@ -384,6 +419,10 @@ impl Work {
         let start = Instant::now();
         let since = |from: Instant| u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX);
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
+        if self.settled_before().await {
+            self.clean().map_err(|e| failed("remove the images", &e, None))?;
+            return Ok(ResumeTimes::default());
+        }
         let room = self.room().await?;
         let accepted = self.accepted()?;
         if let Some(watch) = &room.watch {
