@@ -473,7 +473,8 @@ impl State {
             // An operator has declared this host dead, and the container is the source's again. Not
             // after Retired: from then on the only copy is here.
             (S::Resuming(_) | S::Running(..), H::Position(Position::TakenBack)) => yielding(overruled()),
-            (s @ S::Ended(None), H::Retired) => (s, vec![X::Send(H::Closed)]),
+            // Also when what was here was given up after it had run, before the source was heard.
+            (s @ S::Ended(_), H::Retired) => (s, vec![X::Send(H::Closed)]),
             (s @ S::Ended(None), H::Grant) => (s, vec![X::Send(H::Running(ResumeTimes::default()))]),
 
             // Back, on the source's word.

@@ -426,7 +426,7 @@ impl Driver {
     }
 
     fn reconnect(&mut self) {
-        if std::mem::replace(&mut self.reconnecting, true) {
+        if self.link.is_some() || std::mem::replace(&mut self.reconnecting, true) {
             return;
         }
         let (ctx, own) = (self.ctx.clone(), self.own.clone());

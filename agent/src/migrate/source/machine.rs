@@ -159,7 +159,7 @@ pub enum Effect {
     Undo,
     /// Kill the frozen copy while fenced, remove it => `StepDone` or `StepFailed`. May be repeated.
     Retire,
-    /// Keep trying to connect => `LinkUp`. Asking twice is asking once.
+    /// Keep trying to connect, unless there is a connection => `LinkUp`. Asking twice is asking once.
     Reconnect,
     /// The same effect once more, after a pause of a second or so.
     Again(Box<Effect>),
@@ -462,9 +462,10 @@ impl State {
             }
             // There it runs because an operator said that this host was dead. What is here has no owner
             // any more, whether it was released or had gone back.
-            (S::Granting | S::Ended(Some(_)), H::Position(Position::Taken)) => {
-                (S::Retiring(ResumeTimes::default()), vec![X::Enter(Phase::Retire), X::Retire])
-            }
+            (S::Granting | S::Ended(Some(_)), H::Position(Position::Taken)) => (
+                S::Retiring(ResumeTimes::default()),
+                vec![X::Enter(Phase::Retire), X::Retire, X::Reconnect],
+            ),
             // Both were declared dead, one after the other. This one's decision is the later: the other
             // side's copy can only have been started while this host was away.
             (
