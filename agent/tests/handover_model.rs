@@ -218,11 +218,11 @@ fn each_step_by_itself_keeps_the_rules() {
                         matches!((&next, event), (s::State::TakingBack(_), Ev::Recorded(Record::Overruled)))
                             || matches!(state, s::State::TakingBack(_))
                             || matches!(next, s::State::RollingBack(_))
-                            && (!state.committed()
-                                || matches!(
-                                    (&state, event),
-                                    (s::State::Revoking(_), Ev::Recorded(Record::Revoked))
-                                )),
+                                && (!state.committed()
+                                    || matches!(
+                                        (&state, event),
+                                        (s::State::Revoking(_), Ev::Recorded(Record::Revoked))
+                                    )),
                         "{case}"
                     ),
                     s::Effect::Send(Handoff::Grant) => assert!(

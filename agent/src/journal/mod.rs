@@ -105,8 +105,8 @@ impl Record {
     fn parse(s: &str) -> Option<Self> {
         use Record::*;
         [
-            Accepted, Frozen, Released, Revoked, Retired, RolledBack, Renounced, Overruled, TakenBack, Reserved,
-            Prepared, Owner, Taken, Discarded, Closed,
+            Accepted, Frozen, Released, Revoked, Retired, RolledBack, Renounced, Overruled, TakenBack,
+            Reserved, Prepared, Owner, Taken, Discarded, Closed,
         ]
         .into_iter()
         .find(|r| r.as_str() == s)
@@ -330,7 +330,8 @@ impl Journal {
         self.call("read decisions", move |c| {
             let mut q =
                 c.prepare("SELECT record FROM records WHERE migration = ?1 AND side = ?2 ORDER BY seq")?;
-            let rows = q.query_map([id.to_string().as_str(), side_name(side)], |row| row.get::<_, String>(0))?;
+            let rows =
+                q.query_map([id.to_string().as_str(), side_name(side)], |row| row.get::<_, String>(0))?;
             rows.map(|name| {
                 let name = name?;
                 Record::parse(&name).ok_or_else(|| damaged(&format!("unknown record {name:?}")))

@@ -10,7 +10,8 @@ use tranship_proto::ids::MigrationId;
 use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
 
 fn gone() -> Failure {
-    Failure::new(Reason::UnknownMigration, Side::Source, "the migration has just ended").hint("tranship history")
+    Failure::new(Reason::UnknownMigration, Side::Source, "the migration has just ended")
+        .hint("tranship history")
 }
 
 impl Migrations {
@@ -48,7 +49,12 @@ impl Migrations {
             if matches!((released, back), (Ok(Some(_)), Ok(None))) {
                 return source::too_late(&self.ctx, id).await;
             }
-            let text = format!("migration {} has ended already; {} runs on {}", id.short(), ended.container, ended.source);
+            let text = format!(
+                "migration {} has ended already; {} runs on {}",
+                id.short(),
+                ended.container,
+                ended.source
+            );
             return Failure::new(Reason::BadRequest, Side::Source, text)
                 .hint(format!("tranship status {} says how", id.short()));
         }
@@ -92,11 +98,15 @@ impl Migrations {
         };
         let own = &self.ctx.config.host;
         let text = match (&asked, run_at) {
-            (Asked::Source(_), Side::Source) => format!("{peer} is declared dead: the container runs on {own} again"),
+            (Asked::Source(_), Side::Source) => {
+                format!("{peer} is declared dead: the container runs on {own} again")
+            }
             (Asked::Source(_), _) => {
                 let text = format!("{own} is the source of migration {}: it is not dead", id.short());
-                return Err(Failure::new(Reason::BadRequest, Side::Source, text)
-                    .hint(format!("tranship --host {peer} resolve {} --run-at destination --source-is-dead", id.short())));
+                return Err(Failure::new(Reason::BadRequest, Side::Source, text).hint(format!(
+                    "tranship --host {peer} resolve {} --run-at destination --source-is-dead",
+                    id.short()
+                )));
             }
             (Asked::Destination(_), Side::Source) => {
                 format!("the copy on {own} is given up: {peer} takes the container back")

@@ -117,11 +117,7 @@ impl Migrations {
     }
 
     /// Ends a copy that has gone back here, for the destination has taken the container.
-    async fn yield_to(
-        &self,
-        status: MigrationStatus,
-        attach: source::Input,
-    ) -> Result<(), Failure> {
+    async fn yield_to(&self, status: MigrationStatus, attach: source::Input) -> Result<(), Failure> {
         let (id, name) = (status.migration, status.container.clone());
         tracing::warn!(%id, container = %name, "an operator declared this host dead and let it run on {}: the copy here goes", status.destination);
         self.admit(&name, id, Side::Source)?;

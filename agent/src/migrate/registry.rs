@@ -94,12 +94,8 @@ impl Migrations {
     /// Migrations under way.
     pub fn under_way(&self) -> Vec<MigrationStatus> {
         let table = self.table();
-        let mut all: Vec<_> = table
-            .entries
-            .values()
-            .map(|e| e.status.borrow().clone())
-            .filter(under_way)
-            .collect();
+        let mut all: Vec<_> =
+            table.entries.values().map(|e| e.status.borrow().clone()).filter(under_way).collect();
         all.sort_by_key(|s| s.migration);
         all
     }
@@ -213,7 +209,12 @@ impl Migrations {
             resolution: None,
         };
         self.ctx.journal.begin(status.clone(), Record::Accepted).await.map_err(|e| internal(&e))?;
-        Ok(self.drive_source(work, status, source_machine::State::Reserving, source::Input::Begin(source_machine::Event::Start)))
+        Ok(self.drive_source(
+            work,
+            status,
+            source_machine::State::Reserving,
+            source::Input::Begin(source_machine::Event::Start),
+        ))
     }
 
     pub(super) fn drive_source(

@@ -215,17 +215,11 @@ fn verdict(model: &Model, w: &World) -> Option<Wrong> {
         }
         // An operator has declared the destination dead; what it had is gone when it has come back.
         (Some(Record::TakenBack), None | Some(Record::Discarded)) => {
-            here
-                && matches!(w.copy, Copy::None | Copy::Lost)
-                && ended(Who::S)
-                && (ended(Who::T) || t_idle)
+            here && matches!(w.copy, Copy::None | Copy::Lost) && ended(Who::S) && (ended(Who::T) || t_idle)
         }
         (Some(Record::RolledBack), None | Some(Record::Discarded)) => {
             // Dead: the source lost power after the commit, and the destination its hold.
-            here
-                && matches!(w.copy, Copy::None | Copy::Lost)
-                && ended(Who::S)
-                && (ended(Who::T) || t_idle)
+            here && matches!(w.copy, Copy::None | Copy::Lost) && ended(Who::S) && (ended(Who::T) || t_idle)
         }
         // It died with the destination's host after it had run there, and an operator gave it up before
         // he knew that the source had been told that it ran.
@@ -243,7 +237,10 @@ fn verdict(model: &Model, w: &World) -> Option<Wrong> {
 pub fn operator_only(w: &World) -> bool {
     matches!(record_of(w.t.last), Some(Record::Owner | Record::Taken))
         && matches!(w.copy, Copy::None | Copy::Lost)
-        && !matches!(record_of(w.s.last), Some(Record::Retired | Record::Closed | Record::Overruled | Record::TakenBack))
+        && !matches!(
+            record_of(w.s.last),
+            Some(Record::Retired | Record::Closed | Record::Overruled | Record::TakenBack)
+        )
         && w.s.up
         && w.t.up
 }

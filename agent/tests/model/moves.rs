@@ -51,15 +51,14 @@ pub struct Misfortunes {
 }
 
 impl Misfortunes {
-    pub const ALL: Self =
-        Self {
-            hold_dies: true,
-            source_power: true,
-            records_fail: true,
-            steps_fail: true,
-            cancels: true,
-            operators: true,
-        };
+    pub const ALL: Self = Self {
+        hold_dies: true,
+        source_power: true,
+        records_fail: true,
+        steps_fail: true,
+        cancels: true,
+        operators: true,
+    };
 }
 
 pub type Next = Vec<(Label, World)>;

@@ -347,8 +347,8 @@ impl Driver {
         }
         let (ctx, own, linked) = (self.ctx.clone(), self.own.clone(), self.link.is_some());
         self.spawn(async move {
-            let answered = linked
-                || tokio::time::timeout(ANSWER, ctx.connect(&s.source)).await.is_ok_and(|c| c.is_ok());
+            let answered =
+                linked || tokio::time::timeout(ANSWER, ctx.connect(&s.source)).await.is_ok_and(|c| c.is_ok());
             let _ = own.send(Input::Tried(verdict, answered)).await;
         });
     }
@@ -368,9 +368,9 @@ impl Driver {
             Ok(()) if !alone && (answered || self.link.is_some()) => {
                 Some(doubt::answers(&s.source, Side::Destination, s.migration))
             }
-            Ok(()) if self.deciding.is_some() => Some(
-                Failure::new(Reason::Busy, Side::Destination, "this is just being decided").retryable(),
-            ),
+            Ok(()) if self.deciding.is_some() => {
+                Some(Failure::new(Reason::Busy, Side::Destination, "this is just being decided").retryable())
+            }
             Ok(()) => None,
         };
         if let Some(no) = refused {
@@ -518,7 +518,9 @@ impl Driver {
         }
         status.failure = failure;
         // An offer that was refused before RESERVED is the source's history alone.
-        if self.known && let Err(e) = self.ctx.journal.update(status.clone()).await {
+        if self.known
+            && let Err(e) = self.ctx.journal.update(status.clone()).await
+        {
             tracing::error!(error = %e, "the history misses this migration");
         }
         self.done = true;

@@ -220,7 +220,9 @@ impl State {
             | State::Lost(_) => Phase::Prepare,
             State::Owning(_) | State::Resuming(_) => Phase::Grant,
             State::Running(..) | State::Closing(_) | State::Ended(None) => Phase::Retire,
-            State::Yielding(f) | State::Discarding(f) | State::Ended(Some(f)) => f.phase.unwrap_or(Phase::Reserve),
+            State::Yielding(f) | State::Discarding(f) | State::Ended(Some(f)) => {
+                f.phase.unwrap_or(Phase::Reserve)
+            }
         }
     }
 
@@ -251,10 +253,9 @@ impl State {
         match (self, decision) {
             (State::Held { .. }, Decision::RunHere) | (State::Resuming(_), Decision::GiveUp(_)) => Ok(()),
             (State::Owning(_) | State::Resuming(_) | State::Running(..) | State::Closing(_), _)
-            | (State::Ended(None), _) => no(
-                "the container is this host's: nothing is in doubt",
-                "`tranship ps` shows whether it runs",
-            ),
+            | (State::Ended(None), _) => {
+                no("the container is this host's: nothing is in doubt", "`tranship ps` shows whether it runs")
+            }
             (State::Held { .. }, Decision::GiveUp(_)) => no(
                 "the copy here is complete and held, and whether it is this host's is the source's to say",
                 "ask the source, or let it run here if the source's host is dead",
@@ -523,11 +524,7 @@ impl State {
             s @ (S::Preparing { .. } | S::Held { .. } | S::Reclaiming | S::Lost(_)) => (s, vec![Effect::Ask]),
             // The source comes back by itself, unless an operator has decided there or here.
             s @ (S::Owning(_) | S::Resuming(_) | S::Running(..)) => (s, vec![Effect::Ask]),
-            s @ (S::Idle
-            | S::Closing(_)
-            | S::Yielding(_)
-            | S::Discarding(_)
-            | S::Ended(_)) => (s, vec![]),
+            s @ (S::Idle | S::Closing(_) | S::Yielding(_) | S::Discarding(_) | S::Ended(_)) => (s, vec![]),
         }
     }
 

@@ -197,7 +197,9 @@ impl State {
             State::Copying => Phase::Copy,
             State::Preparing(_) => Phase::Prepare,
             State::Committing | State::Revoking(_) => Phase::Commit,
-            State::Granting | State::Overruling(_) | State::TakingBack(_) | State::TakenBack(_) => Phase::Grant,
+            State::Granting | State::Overruling(_) | State::TakingBack(_) | State::TakenBack(_) => {
+                Phase::Grant
+            }
             State::Retiring(_) | State::Closing | State::Settling | State::Ended(None) => Phase::Retire,
             State::Stopping(f) | State::RollingBack(f) | State::Ended(Some(f)) => {
                 f.phase.unwrap_or(Phase::Reserve)
@@ -356,7 +358,9 @@ impl State {
                 (S::Overruling(f.phase(Phase::Grant)), vec![X::Record(Record::Overruled)])
             }
             (s, E::Resolved(_)) => (s, vec![]),
-            (S::Overruling(f), E::Recorded(Record::Overruled)) => (S::TakingBack(f), vec![X::Decided, X::Undo]),
+            (S::Overruling(f), E::Recorded(Record::Overruled)) => {
+                (S::TakingBack(f), vec![X::Decided, X::Undo])
+            }
             (s @ S::Overruling(_), E::RecordFailed(record @ Record::Overruled, why)) => {
                 let doubt = Failure { reason: Reason::InDoubt, ..why }.phase(Phase::Grant);
                 (s, vec![X::Doubt(doubt), X::Again(Box::new(X::Record(record)))])
@@ -462,10 +466,9 @@ impl State {
             }
             // There it runs because an operator said that this host was dead. What is here has no owner
             // any more, whether it was released or had gone back.
-            (S::Granting | S::Ended(Some(_)), H::Position(Position::Taken)) => (
-                S::Retiring(ResumeTimes::default()),
-                vec![X::Enter(Phase::Retire), X::Retire, X::Reconnect],
-            ),
+            (S::Granting | S::Ended(Some(_)), H::Position(Position::Taken)) => {
+                (S::Retiring(ResumeTimes::default()), vec![X::Enter(Phase::Retire), X::Retire, X::Reconnect])
+            }
             // Both were declared dead, one after the other. This one's decision is the later: the other
             // side's copy can only have been started while this host was away.
             (
@@ -597,8 +600,12 @@ pub fn yields(records: &[Record]) -> bool {
 }
 
 fn taken_back() -> Failure {
-    Failure::new(Reason::Failed, Side::Destination, "the destination was declared dead; the container runs at the source again")
-        .phase(Phase::Grant)
+    Failure::new(
+        Reason::Failed,
+        Side::Destination,
+        "the destination was declared dead; the container runs at the source again",
+    )
+    .phase(Phase::Grant)
 }
 
 fn cancelled() -> Failure {
