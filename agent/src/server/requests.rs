@@ -8,6 +8,7 @@ use crate::migrate::registry::Migrations;
 use crate::migrate::{disk_available, engine_failure, memory_available};
 use crate::network::{self, Gate, Netns};
 use crate::transport::framing::{FrameError, write_message};
+use crate::transport::identity::Identity;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWrite;
@@ -58,6 +59,7 @@ fn bad(text: impl Into<String>) -> Failure {
 pub(super) async fn answer<W: AsyncWrite + Unpin + Send>(
     ctx: &Arc<Context>,
     migrations: &Migrations,
+    client: &Identity,
     request: Request,
     out: &mut Out<'_, W>,
 ) -> Result<(), Failure> {
@@ -119,6 +121,9 @@ pub(super) async fn answer<W: AsyncWrite + Unpin + Send>(
                     .filter(|m| m.state == Progressing::InDoubt && !all_has(&migrations.under_way(), m)),
             );
             out.reply(Reply::Migrations(all)).await
+        }
+        Request::Resolve { migration, run_at } => {
+            out.reply(Reply::Done(migrations.resolve(migration, run_at, client.to_string()).await?)).await
         }
         Request::History { limit } => {
             let ended = ctx.journal.migrations(true, limit.min(1000)).await.map_err(journal)?;

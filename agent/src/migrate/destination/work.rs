@@ -512,6 +512,24 @@ impl Work {
         }
         Ok(told(&trouble))
     }
+
+    /// Ends the copy that is or was this host's container: shuts its gate, kills it, removes it.
+    ///
+    /// `Ok` with what could not be tidied up; `Err` when the copy may not be dead.
+    pub async fn yield_up(&self) -> Result<Option<Failure>, Failure> {
+        let name = &self.offer.container;
+        let network =
+            |e: network::NetworkError| failed("shut the gate of the container's links", &e, e.hint());
+        let ports = network::ports_in_use(name).await.map_err(network)?;
+        // Not before a resume that is under way.
+        let resuming = self.handle.lock().await;
+        network::fence(&ports).await.map_err(network)?;
+        // What has settled here. A copy that came back later has a newer epoch and stays.
+        let retired = self.ctx.engine.retire(name, self.epoch.next()).await;
+        retired.map_err(|e| engine_failure(&e, Side::Destination))?;
+        drop(resuming);
+        self.discard().await
+    }
 }
 
 fn told(trouble: &[String]) -> Option<Failure> {

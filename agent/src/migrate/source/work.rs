@@ -453,6 +453,10 @@ impl Work {
     async fn retire(&mut self) -> Result<(), Failure> {
         let name = self.name().clone();
         self.trees.clear();
+        // It is, but for a copy that had gone back and that an operator's decision ends.
+        network::fence(&self.ports)
+            .await
+            .map_err(|e| failed("fence the addresses", &e, e.hint().map(str::to_owned)))?;
         self.ctx.engine.retire(&name, self.epoch).await.map_err(|e| engine_failure(&e, Side::Source))?;
         self.forget().map_err(|e| engine_failure(&e, Side::Source))?;
         network::destroy(&self.netns, &name, &self.ports)
