@@ -9,6 +9,7 @@
 pub mod page_server;
 pub mod receive;
 pub mod send;
+pub mod table;
 
 /// Directory permissions of everything made here: images hold all of a container's secrets.
 pub const DIR_MODE: u32 = 0o700;
