@@ -7,8 +7,10 @@
 //! container's files look like on disk is not known here.
 
 pub mod page_server;
+pub mod pagemap;
 pub mod receive;
 pub mod send;
+pub mod source;
 pub mod table;
 
 /// Directory permissions of everything made here: images hold all of a container's secrets.

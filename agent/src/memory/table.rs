@@ -69,6 +69,11 @@ impl PageTable {
         self.leaves.get_mut(&leaf).and_then(|l| Place::of(std::mem::replace(&mut l[index], NONE)))
     }
 
+    /// Leaves, of 2 KiB each.
+    pub fn leaves(&self) -> usize {
+        self.leaves.len()
+    }
+
     /// Every known page, in order of address.
     pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> + '_ {
         self.leaves.iter().flat_map(|(leaf, pages)| {
@@ -99,6 +104,7 @@ mod tests {
             all,
             [(0x1000, Place::Zero), (0x20_0000, Place::Slot(7)), (top, Place::Slot(MAX_SLOTS - 1))]
         );
+        assert_eq!(t.leaves(), 3);
         assert_eq!(t.forget(0x1000), Some(Place::Zero));
         assert_eq!((t.forget(0x1000), t.forget(0x7000_0000), t.get(0x1000)), (None, None, None));
     }
