@@ -107,9 +107,9 @@ fn leaves_for(slots: u32) -> usize {
 }
 
 impl Store {
-    /// Makes the store in a directory that has none; `bytes` of contents are taken at most.
-    pub fn create(dir: &Path, bytes: u64) -> Result<Self, StoreError> {
-        let slots = u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(MAX_SLOTS).min(MAX_SLOTS);
+    /// Makes the store in a directory that has none; so many slots are taken at most.
+    pub fn create(dir: &Path, slots: u32) -> Result<Self, StoreError> {
+        let slots = slots.min(MAX_SLOTS);
         let path = dir.join(PAGES);
         let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(|source| StoreError::File { what: "create", path: path.clone(), source })?;

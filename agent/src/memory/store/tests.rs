@@ -2,9 +2,9 @@ use super::*;
 use crate::memory::pagemap::{Entry, PE_LAZY, PE_PRESENT};
 use tranship_proto::pages::ZeroRun;
 
-fn store(slots: u64) -> (tempfile::TempDir, Store) {
+fn store(slots: u32) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::create(dir.path(), slots * PAGE).unwrap();
+    let store = Store::create(dir.path(), slots).unwrap();
     (dir, store)
 }
 
