@@ -3,7 +3,7 @@
 //! The agent checks everything again: this is for clear words, not for safety.
 
 use std::net::IpAddr;
-use tranship_proto::control::VolumeSpec;
+use tranship_proto::control::{MIN_BANDWIDTH, VolumeSpec};
 use tranship_proto::ids::HostName;
 
 /// `NAME` or `NAME=ADDRESS:PORT`.
@@ -105,6 +105,24 @@ pub fn mac(text: &str) -> Result<String, String> {
         return Err(format!("{text} is no address"));
     }
     Ok(parts.join(":").to_ascii_lowercase())
+}
+
+/// Parses a rate in bytes per second: digits, and K, M or G for powers of 1000.
+pub fn rate(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1_000),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1_000_000),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 1_000_000_000),
+        _ => (text, 1),
+    };
+    let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
+    let rate = number
+        .and_then(|n| n.checked_mul(unit))
+        .ok_or_else(|| format!("{text:?} is not a number of bytes per second, for example 100M"))?;
+    if rate < MIN_BANDWIDTH {
+        return Err(format!("less than {MIN_BANDWIDTH} bytes per second: a migration would not end"));
+    }
+    Ok(rate)
 }
 
 /// Parses `SRC:DST[:ro]`.
@@ -211,6 +229,17 @@ mod tests {
         for b in bad {
             assert!(f(b).is_err(), "{b:?} taken as {:?}", f(b));
         }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(rate("100M"), Ok(100_000_000));
+        assert_eq!(rate("65536"), Ok(65_536));
+        both(
+            rate,
+            &["500K", "2G", "66k"],
+            &["", "M", "1", "65K", "-1M", "1.5G", "10MB", "99999999999G", "é"],
+        );
     }
 
     #[test]

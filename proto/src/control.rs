@@ -119,6 +119,32 @@ impl RunRequest {
     }
 }
 
+/// Least `--bandwidth`, in bytes per second: with less, the hand-over's phases would not end in time.
+pub const MIN_BANDWIDTH: u64 = 64 << 10;
+
+/// How an operator wants a migration done; the default leaves everything to the agents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MigrateOptions {
+    /// Most bytes per second that all bulk streams of the migration send together.
+    pub bandwidth: Option<u64>,
+}
+
+impl MigrateOptions {
+    /// Bounds that do not depend on a host.
+    ///
+    /// # Errors
+    /// [`WireError::Invalid`] for the first value that cannot be used.
+    pub fn check(&self) -> Result<(), WireError> {
+        match self.bandwidth {
+            Some(rate) if rate < MIN_BANDWIDTH => Err(WireError::invalid(
+                "bandwidth",
+                format!("{rate} bytes per second; at least {MIN_BANDWIDTH}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// `tranship migrate`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrateRequest {
@@ -128,6 +154,8 @@ pub struct MigrateRequest {
     pub to: HostName,
     /// Only check, and answer what would be done.
     pub dry_run: bool,
+    /// How.
+    pub options: MigrateOptions,
 }
 
 /// What a controller asks.

@@ -42,10 +42,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Nothing yet.
-    pub fn new() -> Arc<Self> {
+    /// Nothing yet; bulk streams are to use this meter.
+    pub fn new(bulk: Meter) -> Arc<Self> {
         Arc::new(Self {
-            bulk: Arc::new(Meter::default()),
+            bulk: Arc::new(bulk),
             expected: AtomicU64::new(0),
             file_bytes: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
@@ -87,9 +87,11 @@ impl Progress {
         Self { shared, phase: None, base: 0, last: (0, Instant::now()) }
     }
 
-    /// The stop flag.
-    pub fn meter_stop(&self) -> &AtomicBool {
-        &self.shared.stop
+    /// Asks the running step to end soon (or takes that back, for a step that is to run): flag and
+    /// streams.
+    pub fn stop(&self, stop: bool) {
+        self.shared.stop.store(stop, Ordering::Relaxed);
+        self.shared.bulk.give_up(stop);
     }
 
     /// Notes that the destination has applied a pass.

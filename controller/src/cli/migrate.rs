@@ -8,9 +8,10 @@ use crate::fleet::Located;
 use crate::follow::{Follow, Interrupt, Interrupts, Outcome, SEARCH, follow_hint};
 use crate::output::clean;
 use crate::progress::{Subject, View, summary_text, view};
+use crate::spec;
 use serde_json::json;
 use std::time::Duration;
-use tranship_proto::control::{MigrateRequest, Reply, Request};
+use tranship_proto::control::{MigrateOptions, MigrateRequest, Reply, Request};
 use tranship_proto::ids::{ContainerName, HostName};
 use tranship_proto::status::Reason;
 
@@ -21,7 +22,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(120);
 pub(super) fn help_end(alone: bool) -> String {
     let me = if alone { "migrate" } else { "tranship migrate" };
     format!(
-        "Examples:\n  {me} web --to host-b\n  {me} web --to host-b --dry-run\n  {me} db --from host-a --to host-c \
+        "Examples:\n  {me} web --to host-b\n  {me} web --to host-b --dry-run\n  {me} web --to host-b --bandwidth 100M\n  {me} db --from host-a --to host-c \
          --output json\n  {me} web --to host-b --detach\n\n{}",
         exit::help()
     )
@@ -58,6 +59,9 @@ pub struct Migrate {
     /// Return as soon as the migration is accepted
     #[arg(long, conflicts_with = "dry_run")]
     detach: bool,
+    /// Send at most so many bytes per second, for example 500K, 100M, 2G (powers of 1000)
+    #[arg(long, value_name = "RATE", value_parser = spec::rate)]
+    bandwidth: Option<u64>,
     /// Show only the summary
     #[arg(long)]
     no_progress: bool,
@@ -73,8 +77,12 @@ impl Migrate {
             return Err(same_host(&self.name, &self.to));
         }
         let mut interrupts = Interrupts::new()?;
-        let request =
-            MigrateRequest { container: self.name.clone(), to: self.to.clone(), dry_run: self.dry_run };
+        let request = MigrateRequest {
+            container: self.name.clone(),
+            to: self.to.clone(),
+            dry_run: self.dry_run,
+            options: MigrateOptions { bandwidth: self.bandwidth },
+        };
         let mut replies = agent.open(Request::Migrate(request)).await?;
         let first = tokio::select! {
             r = tokio::time::timeout(FIRST_ANSWER, replies.next()) => match r {

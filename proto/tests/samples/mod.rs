@@ -2,7 +2,8 @@
 
 use tranship_proto::bulk::{BulkContent, BulkOpen};
 use tranship_proto::control::{
-    Hello, LinkSpec, MigrateRequest, Reply, Request, RootfsSpec, RunRequest, VolumeSpec, Welcome,
+    Hello, LinkSpec, MigrateOptions, MigrateRequest, Reply, Request, RootfsSpec, RunRequest, VolumeSpec,
+    Welcome,
 };
 use tranship_proto::handoff::{
     Envelope, Handoff, MemoryMode, MemoryTotals, Offer, Position, ResumeTimes, Totals, TreeOffer,
@@ -128,6 +129,7 @@ fn requests() -> Vec<(&'static str, Request)> {
                 container: "web".parse().unwrap(),
                 to: "host-b".parse().unwrap(),
                 dry_run: true,
+                options: MigrateOptions { bandwidth: Some(100_000_000) },
             }),
         ),
         ("request.watch", Request::Watch { migration, from_seq: 1 }),

@@ -16,7 +16,6 @@ use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tranship_proto::handoff::{Handoff, ResumeTimes};
@@ -319,7 +318,7 @@ impl Driver {
     }
 
     fn stop_flag(&self, value: bool) {
-        self.progress.meter_stop().store(value, Ordering::Relaxed);
+        self.progress.stop(value);
     }
 
     fn ctx_pass_done(&self, index: u16, pass: u32) {

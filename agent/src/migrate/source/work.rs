@@ -10,11 +10,13 @@ use crate::engine::{Container, ContainerState};
 use crate::migrate::progress::Shared;
 use crate::network::{self, Netns, PacketWatch, Port};
 use crate::storage::{self, Suspects, TreeLimits, TreeSource, shared_writable_files};
+use crate::transport::bulk::Meter;
 use crate::transport::endpoint::Connection;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tranship_proto::control::MigrateOptions;
 use tranship_proto::handoff::{Offer, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, HostName, MigrationId};
 use tranship_proto::network::NetCapture;
@@ -128,6 +130,7 @@ impl Work {
         name: ContainerName,
         destination: HostName,
         dry_run: bool,
+        options: MigrateOptions,
     ) -> Result<Self, Failure> {
         let (container, summary) =
             ctx.engine.inspect(&name).await.map_err(|e| engine_failure(&e, Side::Source))?;
@@ -156,7 +159,7 @@ impl Work {
             trees: Vec::new(),
             connection: None,
             watch: None,
-            meter: Shared::new(),
+            meter: Shared::new(Meter::capped(options.bandwidth)),
             offer: None,
         })
     }
@@ -174,7 +177,7 @@ impl Work {
             |e: network::NetworkError| failed("find the container's links", &e, e.hint().map(str::to_owned));
         let ports = network::ports_in_use(&name).await.map_err(unknown)?;
         let capture = network::capture(&netns, &name, &ctx.networks).await.ok();
-        let meter = Shared::new();
+        let meter = Shared::new(Meter::default());
         // Whether the crash came before or after the freeze is not known: undo both.
         meter.mark(|m| m.frozen = Some(Instant::now()));
         Ok(Self {
