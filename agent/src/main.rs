@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tranship_agent::config::{self, Config};
+use tranship_agent::memory::fill;
 use tranship_agent::{chain, daemon, hook};
 
 /// The tranship agent: checkpoints, moves and restores containers of this host.
@@ -34,13 +35,22 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    /// Fill the memory of a restored container in; called by the agent.
+    #[command(hide = true)]
+    Fill {
+        /// Arguments of the agent's.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
 }
 
 fn main() -> ExitCode {
-    // Before anything else: a hook is started inside a blackout.
+    // Before anything else: both are started inside a blackout, and neither may have a second thread.
     let mut raw = std::env::args_os().skip(1);
-    if raw.next().is_some_and(|a| a == "hook") {
-        return hook::hook_main(raw);
+    match raw.next() {
+        Some(a) if a == "hook" => return hook::hook_main(raw),
+        Some(a) if a == "fill" => return fill::fill_main(raw),
+        _ => {}
     }
     let arguments = Arguments::parse();
     let config = match Config::load(&arguments.config) {

@@ -125,7 +125,13 @@ mod tests {
         FillMap {
             slots: 10,
             processes: vec![
-                (1, vec![SlotRun { vaddr: 0x1000, pages: 2, slot: 8 }, SlotRun { vaddr: 0x3000, pages: 1, slot: 0 }]),
+                (
+                    1,
+                    vec![
+                        SlotRun { vaddr: 0x1000, pages: 2, slot: 8 },
+                        SlotRun { vaddr: 0x3000, pages: 1, slot: 0 },
+                    ],
+                ),
                 (7, vec![]),
             ],
         }

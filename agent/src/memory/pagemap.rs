@@ -212,7 +212,8 @@ mod tests {
     #[test]
     fn only_page_maps_of_processes_are_found() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["pagemap-12.img", "pagemap-3.img", "pagemap-shmem-4.img", "pages-1.img", "pagemap-x.img"] {
+        for name in ["pagemap-12.img", "pagemap-3.img", "pagemap-shmem-4.img", "pages-1.img", "pagemap-x.img"]
+        {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         let pids: Vec<u32> = of_processes(dir.path()).unwrap().into_iter().map(|(pid, _)| pid).collect();

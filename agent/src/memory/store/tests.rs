@@ -36,7 +36,11 @@ fn a_sealed_store_names_a_written_slot_for_every_lazy_page() {
     store.apply(&two, &[page(1), page(2)].concat()).unwrap();
     // Overwritten in the next round, and shared with another process.
     store.apply(&data(1, 0x2000, 1), &page(3)).unwrap();
-    two = PageBatch { pid: 9, refs: vec![SlotRun { vaddr: 0x7000, pages: 1, slot: 1 }], ..PageBatch::default() };
+    two = PageBatch {
+        pid: 9,
+        refs: vec![SlotRun { vaddr: 0x7000, pages: 1, slot: 1 }],
+        ..PageBatch::default()
+    };
     store.apply(&two, &[]).unwrap();
     // Not asked for by the images.
     store.apply(&data(1, 0xf000, 7), &page(9)).unwrap();
@@ -67,7 +71,11 @@ fn a_page_that_never_came_is_named() {
     assert_eq!(seal(&[lazy(0x1000, 1)]), Ok(()));
     assert_eq!(seal(&[lazy(0x1000, 2)]), Err("page 0x2000 of process 4 never came".into()));
     // A reference to a slot without contents would read as zeros.
-    let hollow = PageBatch { pid: 4, refs: vec![SlotRun { vaddr: 0x2000, pages: 1, slot: 5 }], ..PageBatch::default() };
+    let hollow = PageBatch {
+        pid: 4,
+        refs: vec![SlotRun { vaddr: 0x2000, pages: 1, slot: 5 }],
+        ..PageBatch::default()
+    };
     store.apply(&hollow, &[]).unwrap();
     assert_eq!(seal(&[lazy(0x1000, 2)]), Err("page 0x2000 of process 4 never came".into()));
     store.apply(&data(5, 0, 5), &page(1)).unwrap();
@@ -111,7 +119,8 @@ fn batches_beyond_the_limits_are_refused_and_change_nothing() {
     assert!(matches!(store.apply(&data(1, 1, 0), &page(1)), Err(StoreError::Bulk(_))));
     assert!(store.apply(&data(1, 0, 0), &page(1)[1..]).is_err());
     assert!(store.apply(&data(0, 0, 0), &page(1)).is_err());
-    let zeros = |vaddr, pages| PageBatch { pid: 1, zeros: vec![ZeroRun { vaddr, pages }], ..PageBatch::default() };
+    let zeros =
+        |vaddr, pages| PageBatch { pid: 1, zeros: vec![ZeroRun { vaddr, pages }], ..PageBatch::default() };
     assert!(matches!(store.apply(&zeros(0, u32::MAX), &[]), Err(StoreError::TooMuch { .. })));
     assert_eq!(store.tables().leaves, 1);
     // Tables are bounded whatever the addresses are.
