@@ -4,8 +4,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tranship_agent::config::{self, Config};
-use tranship_agent::memory::fill;
-use tranship_agent::{chain, daemon, hook};
+use tranship_agent::{chain, daemon, hook, memory};
 
 /// The tranship agent: checkpoints, moves and restores containers of this host.
 #[derive(Debug, Parser)]
@@ -42,14 +41,23 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    /// Fetch the descriptors by which the memory of processes is watched; called by the agent.
+    #[command(hide = true)]
+    Watch {
+        /// Processes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        pids: Vec<std::ffi::OsString>,
+    },
 }
 
 fn main() -> ExitCode {
-    // Before anything else: both are started inside a blackout, and neither may have a second thread.
+    // Before anything else: hook and fill are started inside a blackout, a watch has to end before its
+    // round, and fill may not have a second thread.
     let mut raw = std::env::args_os().skip(1);
     match raw.next() {
-        Some(a) if a == "hook" => return hook::hook_main(raw),
-        Some(a) if a == "fill" => return fill::fill_main(raw),
+        Some(word) if word == "hook" => return hook::hook_main(raw),
+        Some(word) if word == "fill" => return memory::fill::fill_main(raw),
+        Some(word) if word == "watch" => return memory::source::watch_main(raw),
         _ => {}
     }
     let arguments = Arguments::parse();

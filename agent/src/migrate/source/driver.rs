@@ -202,9 +202,11 @@ impl Driver {
                 }
                 match what {
                     LinkWord::Message(Handoff::PassDone { index, pass }) => self.ctx_pass_done(index, pass),
+                    LinkWord::Message(Handoff::RoundDone { round }) => self.progress.round_done(round),
                     LinkWord::Message(body) => {
                         tracing::debug!(message = body.name(), "from the destination");
                         match &body {
+                            Handoff::Reserved { memory, .. } => self.progress.agreed(*memory),
                             Handoff::Running(times) => self.measure(times),
                             Handoff::Aborted => self.clean = true,
                             _ => {}

@@ -3,6 +3,7 @@
 mod copy;
 pub mod driver;
 pub mod machine;
+mod memory;
 mod offer;
 mod sink;
 pub mod work;
