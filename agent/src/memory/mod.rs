@@ -12,11 +12,8 @@ pub mod page_server;
 pub mod pagemap;
 pub mod receive;
 pub mod send;
-<<<<<<< HEAD
 pub mod source;
-=======
 pub mod store;
->>>>>>> memdst
 pub mod table;
 
 /// Directory permissions of everything made here: images hold all of a container's secrets.

@@ -8,10 +8,11 @@ use crate::command::{Command, CommandError};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tranship_proto::ids::ContainerName;
 
 /// Longest line.
 const MAX_LINE: u64 = 4096;
@@ -138,6 +139,33 @@ pub async fn watch(
     }
 }
 
+/// Waits until a held container runs: whether it does, or its fill process has ended before.
+///
+/// Cancel safe.
+pub async fn until_running(files: &FillFiles) -> Result<bool, FillError> {
+    let Some(stream) = connect(files).await? else { return Ok(false) };
+    let mut lines = Lines::new(stream);
+    while let Some(status) = lines.next().await {
+        if status.state != FillState::Held {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Containers that are being filled in, or of whose end nobody has heard yet.
+pub fn names(run_dir: &Path) -> Vec<ContainerName> {
+    let Ok(entries) = std::fs::read_dir(FillFiles::dir(run_dir)) else { return Vec::new() };
+    let name = |file: std::ffi::OsString| {
+        let (name, _) = file.to_str()?.rsplit_once('.')?;
+        name.parse().ok()
+    };
+    let mut names: Vec<ContainerName> = entries.flatten().filter_map(|e| name(e.file_name())).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// Why a container was killed by its fill process; said once.
 pub fn failed(files: &FillFiles) -> Option<String> {
     let why = std::fs::read(files.failure()).ok()?;
@@ -164,28 +192,23 @@ pub async fn wait(
 }
 
 /// Ends a fill process whose container will not run, and waits for its end. Nothing to do when there is
-/// none. One whose container runs is not ended.
+/// none, or when its container runs: that one ends by itself.
 pub async fn call_off(files: &FillFiles, limit: Duration) -> Result<(), FillError> {
     let Some(mut stream) = connect(files).await? else { return Ok(()) };
     let off = stream.write_all(OFF).await;
     let end = tokio::time::timeout(limit, async {
         let mut lines = Lines::new(stream);
-        let mut last = None;
         while let Some(status) = lines.next().await {
-            last = Some(status);
+            if status.state != FillState::Held {
+                return;
+            }
         }
-        last
+        // What it was killed for is no news.
+        failed(files);
     });
-    match end.await {
-        Ok(_) => {
-            failed(files);
-            Ok(())
-        }
-        Err(_) => Err(io("end", files.socket())(match off {
-            Err(e) => e,
-            Ok(()) => std::io::Error::from(ErrorKind::TimedOut),
-        })),
-    }
+    end.await.map_err(|_| {
+        io("end", files.socket())(off.err().unwrap_or_else(|| std::io::Error::from(ErrorKind::TimedOut)))
+    })
 }
 
 /// Lines of a fill process, to its end.

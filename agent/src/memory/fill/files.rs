@@ -15,7 +15,12 @@ pub struct FillFiles {
 impl FillFiles {
     /// Below the agent's run directory.
     pub fn new(run_dir: &Path, name: &ContainerName) -> Self {
-        Self { dir: run_dir.join("fills"), name: name.clone() }
+        Self { dir: Self::dir(run_dir), name: name.clone() }
+    }
+
+    /// Where those of all containers are.
+    pub(super) fn dir(run_dir: &Path) -> PathBuf {
+        run_dir.join("fills")
     }
 
     /// Who connects is told how far it is.

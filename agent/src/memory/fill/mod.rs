@@ -23,7 +23,9 @@ mod status;
 mod uffd;
 mod worker;
 
-pub use client::{FillError, FillRequest, call_off, failed, progress, start, wait, watch};
+pub use client::{
+    FillError, FillRequest, call_off, failed, names, progress, start, until_running, wait, watch,
+};
 pub use files::FillFiles;
 pub use status::{FillState, FillStatus};
 
