@@ -155,7 +155,8 @@ pub fn summary_text(subject: &Subject, s: &Summary) -> String {
         (read, sent) => format!(", ratio {:.2}", read as f64 / sent as f64),
     };
     line("sent", format!("{}{ratio}", bytes(s.bytes_sent)));
-    line("frozen", micros(s.frozen_us));
+    let predicted = s.predicted_us.map_or_else(String::new, |p| format!(", {} predicted", micros(p)));
+    line("frozen", format!("{}{predicted}", micros(s.frozen_us)));
     line(
         "blackout",
         match s.blackout_us {

@@ -16,7 +16,6 @@ use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tranship_proto::handoff::{Handoff, ResumeTimes};
@@ -28,6 +27,8 @@ use tranship_proto::status::{
 const REPEAT: Duration = Duration::from_secs(1);
 /// How long the destination may take to clean up after a failure before the failure is told.
 const CLEAN: Duration = Duration::from_secs(10);
+/// What the stage step gets beyond the operator's time, to end by itself.
+const STAGE_GRACE: Duration = Duration::from_secs(10);
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -74,6 +75,7 @@ pub struct Driver {
     cancels: Vec<oneshot::Sender<Result<(), Failure>>>,
     phase: Option<(Phase, Instant)>,
     deadline: Option<Instant>,
+    stage_limit: Duration,
     repeated: Instant,
     reconnecting: bool,
     doubt: Option<Failure>,
@@ -107,6 +109,7 @@ impl Driver {
             }
         });
         let progress = Progress::new(work.meter.clone());
+        let stage_limit = Duration::from_secs(work.options().timeout_s.unwrap_or(0).into());
         Self {
             ctx,
             state,
@@ -123,6 +126,7 @@ impl Driver {
             cancels: Vec::new(),
             phase: None,
             deadline: None,
+            stage_limit,
             repeated: Instant::now(),
             reconnecting: false,
             doubt: None,
@@ -321,7 +325,7 @@ impl Driver {
     }
 
     fn stop_flag(&self, value: bool) {
-        self.progress.meter_stop().store(value, Ordering::Relaxed);
+        self.progress.stop(value);
     }
 
     fn ctx_pass_done(&self, index: u16, pass: u32) {
@@ -414,10 +418,13 @@ impl Driver {
     }
 
     fn rearm(&mut self) {
+        let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
         let after = match &self.state {
             s if s.committed() => None,
             State::RollingBack(_) | State::Stopping(_) | State::Ended(_) => None,
-            _ => Some(Duration::from_secs(self.ctx.config.limits.phase_timeout_s)),
+            // The step keeps to the operator's time by itself, and says what stood in the way.
+            State::Staging => Some(limit.max(self.stage_limit + STAGE_GRACE)),
+            _ => Some(limit),
         };
         self.deadline = after.map(|d| Instant::now() + d);
     }
@@ -433,6 +440,11 @@ impl Driver {
         let half_rtt = self.link.as_ref().map_or(0, |l| as_us(l.connection.quic.rtt()) / 2);
         if let Some(frozen) = work.frozen {
             self.summary.frozen_us = as_us(granted - frozen) + half_rtt + times.grant_to_running_us;
+            if let Some(forecast) = self.progress.forecast() {
+                self.summary.predicted_us = Some(as_us(forecast.blackout()));
+                let (dir, to) = (&self.ctx.config.state_dir, &self.status.borrow().destination);
+                forecast.learn(dir, to, Duration::from_micros(self.summary.frozen_us));
+            }
         }
         if let (Some(last_in), Some(first_out)) = (work.last_packet_in, times.grant_to_first_packet_us) {
             self.summary.blackout_us =

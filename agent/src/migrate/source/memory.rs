@@ -1,18 +1,20 @@
 //! The rounds over the memory: while the container runs in the stage step, and one in the copy step.
 
-use super::work::{Way, failed};
+use super::forecast::Forecaster;
+use super::work::{Way, bytes, failed};
 use crate::command::{Command, OnAbandon};
 use crate::hook::own_program;
 use crate::memory::source::{
     PageSink, Plan, RoundError, Rounds, WATCH_SOCKET, lane, watch_pair, watch_receive,
 };
 use crate::transport::bulk::{BulkWriter, Delivery};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tranship_proto::bulk::{BulkContent, BulkOpen, RecordKind};
 use tranship_proto::codec;
+use tranship_proto::control::MigrateOptions;
 use tranship_proto::handoff::MemoryTotals;
-use tranship_proto::pages::{PageBatch, PagesEnd, slots_for};
+use tranship_proto::pages::{PAGE, PageBatch, PagesEnd, slots_for};
 use tranship_proto::status::{Failure, Reason, Side};
 
 /// Threads that read, compare, compress and send, each with a stream of its own.
@@ -25,6 +27,8 @@ const MAX_META: usize = 64 << 10;
 const SETTLED_PAGES: u64 = 256;
 /// Rounds while the container runs, at most.
 const MAX_ROUNDS: u32 = 30;
+/// Before another round that is hoped to find less.
+const PAUSE: Duration = Duration::from_millis(200);
 /// How long the visits to new processes may take.
 const WATCH_LIMIT: Duration = Duration::from_secs(10);
 
@@ -39,8 +43,6 @@ pub(super) struct Memory {
 pub(super) struct Sent {
     /// Pages that were looked at.
     pub(super) looked_at: u64,
-    /// What of them was sent.
-    pub(super) pages: PagesEnd,
     /// From the look to the last byte.
     pub(super) took: Duration,
 }
@@ -182,8 +184,8 @@ impl Memory {
         }
         self.totals.rounds = round;
         self.totals.pages.add(&pages);
-        let sent = Sent { looked_at: plan.pages, pages, took: start.elapsed() };
-        tracing::debug!(round, lanes, ?sent, "round");
+        let sent = Sent { looked_at: plan.pages, took: start.elapsed() };
+        tracing::debug!(round, lanes, ?pages, ?sent, "round");
         Ok((self, sent))
     }
 
@@ -219,20 +221,68 @@ impl Memory {
     }
 }
 
-/// Rounds over a running container, until they no longer make the blackout shorter.
-pub(super) async fn rounds(way: &Way, mut memory: Memory) -> Result<Memory, Failure> {
+/// Rounds over a running container, until they no longer make the blackout shorter and it is predicted
+/// to be as short as wanted.
+pub(super) async fn rounds(
+    way: &Way,
+    mut memory: Memory,
+    options: &MigrateOptions,
+) -> Result<Memory, Failure> {
+    let config = &way.ctx.config;
+    let mut forecaster = Forecaster::new(&config.state_dir, &way.to);
+    let wanted = options.max_blackout_ms.map(|ms| Duration::from_millis(ms.into()));
+    let limit = options.timeout_s.map_or(config.limits.phase_timeout_s, u64::from);
+    let end = Instant::now() + Duration::from_secs(limit);
     let mut before = u64::MAX;
     loop {
+        let looked = Instant::now();
         let (m, sent) = memory.round(way, false).await?;
         let (m, pending) = m.pending().await?;
         memory = m;
-        let round = memory.totals().rounds;
-        tracing::debug!(round, ?sent, pending, "round over the memory");
-        if pending <= SETTLED_PAGES || pending > before / 10 * 8 || round >= MAX_ROUNDS {
+        let (round, written_for) = (memory.totals().rounds, looked.elapsed());
+        forecaster.round(sent.looked_at, sent.took);
+        let forecast = forecaster.forecast(pending);
+        way.meter.say(format!(
+            "{round} rounds over the memory, {} left, blackout of {} ms predicted",
+            bytes(pending * PAGE),
+            forecast.blackout().as_millis()
+        ));
+        tracing::debug!(round, ?sent, pending, ?forecast, "round over the memory");
+        let settled = pending <= SETTLED_PAGES || pending > before / 10 * 8 || round >= MAX_ROUNDS;
+        before = pending;
+        if settled && wanted.is_none_or(|w| forecast.blackout() <= w) {
+            *way.meter.forecast.lock().unwrap_or_else(PoisonError::into_inner) = Some(forecast);
             return Ok(memory);
         }
-        before = pending;
+        if wanted.is_some() && Instant::now() >= end {
+            return Err(too_busy(&forecaster, forecast.blackout(), pending, written_for, options));
+        }
+        if settled {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
+}
+
+/// The rounds did not bring the prediction down in time.
+fn too_busy(
+    forecaster: &Forecaster,
+    predicted: Duration,
+    pending: u64,
+    written_for: Duration,
+    options: &MigrateOptions,
+) -> Failure {
+    let millis = u64::try_from(written_for.as_millis()).unwrap_or(u64::MAX).max(1);
+    let text = format!(
+        "the blackout is predicted to be {} ms, more than the {} ms wanted: the container changes {}/s of its \
+         memory, and {}/s are carried",
+        predicted.as_millis(),
+        options.max_blackout_ms.unwrap_or(0),
+        bytes(pending.saturating_mul(PAGE).saturating_mul(1000) / millis),
+        bytes(forecaster.rate()),
+    );
+    Failure::new(Reason::Timeout, Side::Source, text)
+        .hint("the container runs on at the source; raise --max-blackout, or try when it writes less")
+        .retryable()
 }
 
 /// Descriptors of processes, or why there are none, in the same order.

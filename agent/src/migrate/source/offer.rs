@@ -74,7 +74,7 @@ pub(super) async fn reserve(work: &mut Work) -> Result<(), Failure> {
         arch: std::env::consts::ARCH.to_owned(),
         cpu_features: cpu_features(),
         runtime: "runc".to_owned(),
-        memory: work.mode,
+        memory: work.options.mode,
         dry_run: work.dry_run,
     };
     let connection = work.ctx.connect(&work.destination).await?;

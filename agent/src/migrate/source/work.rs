@@ -12,11 +12,13 @@ use crate::engine::{Container, ContainerState};
 use crate::migrate::progress::Shared;
 use crate::network::{self, Netns, PacketWatch, Port};
 use crate::storage::{self, Suspects, TreeLimits, TreeSource, shared_writable_files};
+use crate::transport::bulk::Meter;
 use crate::transport::endpoint::Connection;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tranship_proto::control::MigrateOptions;
 use tranship_proto::handoff::{MemoryMode, MemoryTotals, Offer, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, HostName, MigrationId};
 use tranship_proto::network::NetCapture;
@@ -87,6 +89,7 @@ pub(super) struct Way {
     pub(super) id: MigrationId,
     pub(super) epoch: Epoch,
     pub(super) name: ContainerName,
+    pub(super) to: HostName,
     pub(super) connection: Connection,
     pub(super) meter: Arc<Shared>,
 }
@@ -127,7 +130,7 @@ pub struct Work {
     // In fast mode, from the stage step to the end.
     pub(super) memory: Option<Memory>,
     pub(super) dump: Option<Ending>,
-    pub(super) mode: MemoryMode,
+    pub(super) options: MigrateOptions,
     pub(super) offered_bytes: u64,
     /// Bytes, passes, moments; also the driver's.
     pub meter: Arc<Shared>,
@@ -163,6 +166,7 @@ impl Work {
         name: ContainerName,
         destination: HostName,
         dry_run: bool,
+        options: MigrateOptions,
     ) -> Result<Self, Failure> {
         let (container, summary) =
             ctx.engine.inspect(&name).await.map_err(|e| engine_failure(&e, Side::Source))?;
@@ -193,9 +197,9 @@ impl Work {
             watch: None,
             memory: None,
             dump: None,
-            mode: MemoryMode::Fast,
+            options,
             offered_bytes: 0,
-            meter: Shared::new(),
+            meter: Shared::new(Meter::capped(options.bandwidth)),
             offer: None,
         })
     }
@@ -213,7 +217,7 @@ impl Work {
             |e: network::NetworkError| failed("find the container's links", &e, e.hint().map(str::to_owned));
         let ports = network::ports_in_use(&name).await.map_err(unknown)?;
         let capture = network::capture(&netns, &name, &ctx.networks).await.ok();
-        let meter = Shared::new();
+        let meter = Shared::new(Meter::default());
         // Whether the crash came before or after the freeze is not known: undo both.
         meter.mark(|m| m.frozen = Some(Instant::now()));
         Ok(Self {
@@ -232,7 +236,7 @@ impl Work {
             watch: None,
             memory: None,
             dump: None,
-            mode: MemoryMode::Fast,
+            options: MigrateOptions::default(),
             offered_bytes: 0,
             meter,
             offer: None,
@@ -254,6 +258,11 @@ impl Work {
     /// Epoch that the destination gets.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// How the operator wants it done.
+    pub fn options(&self) -> &MigrateOptions {
+        &self.options
     }
 
     /// The destination.
@@ -312,6 +321,7 @@ impl Work {
             id: self.id,
             epoch: self.epoch,
             name: self.name.clone(),
+            to: self.destination.clone(),
             connection: self.connection()?,
             meter: self.meter.clone(),
         })
@@ -366,9 +376,9 @@ impl Work {
             }
             round += 1;
         }
-        if self.meter.fast() && self.mode == MemoryMode::Fast {
+        if self.meter.fast() && self.options.mode == MemoryMode::Fast {
             let memory = Memory::new(self.offered_bytes)?;
-            self.memory = Some(super::memory::rounds(&self.way()?, memory).await?);
+            self.memory = Some(super::memory::rounds(&self.way()?, memory, &self.options).await?);
         }
         Ok(())
     }
