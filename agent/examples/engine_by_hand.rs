@@ -189,7 +189,8 @@ async fn restore(engine: &Bare, migration: MigrationId, images: &Path) -> anyhow
     let started = Instant::now();
     engine.adopt(&arrival).await?;
     println!("adopt {:?}", started.elapsed());
-    let request = RestoreRequest { image_dir: images.join("img"), work_dir: images.join("work") };
+    let request =
+        RestoreRequest { image_dir: images.join("img"), work_dir: images.join("work"), lazy: false };
     let handle = engine.restore(&arrival, &request).await?;
     println!("monitor started {:?}", started.elapsed());
     decide(engine, &arrival, handle, started).await

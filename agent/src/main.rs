@@ -34,6 +34,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    /// Fill the memory of a restored container in; called by the agent.
+    #[command(hide = true)]
+    Fill {
+        /// Arguments of the agent's.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
     /// Fetch the descriptors by which the memory of processes is watched; called by the agent.
     #[command(hide = true)]
     Watch {
@@ -44,10 +51,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Before anything else: a hook is started inside a blackout, a watch has to end before its round.
+    // Before anything else: hook and fill are started inside a blackout, a watch has to end before its
+    // round, and fill may not have a second thread.
     let mut raw = std::env::args_os().skip(1);
     match raw.next() {
         Some(word) if word == "hook" => return hook::hook_main(raw),
+        Some(word) if word == "fill" => return memory::fill::fill_main(raw),
         Some(word) if word == "watch" => return memory::source::watch_main(raw),
         _ => {}
     }

@@ -246,7 +246,7 @@ impl Driver {
             Effect::HoldPackets => self.spawn(async move { work.hold_packets().await }),
             Effect::Restore(totals) => self.spawn(async move {
                 let result = faulty(&ctx, "restore", work.restore(&totals)).await;
-                let _ = own.send(Input::Happened(Event::Restored(result))).await;
+                held(&own, &work, result).await;
             }),
             Effect::Resume => self.spawn(async move {
                 let result = faulty(&ctx, "resume", work.resume()).await;
@@ -270,7 +270,7 @@ impl Driver {
             }
             Effect::Reclaim => self.spawn(async move {
                 let result = faulty(&ctx, "reclaim", work.reclaim()).await;
-                let _ = own.send(Input::Happened(Event::Restored(result))).await;
+                held(&own, &work, result).await;
             }),
             Effect::Again(effect) => self.spawn(async move {
                 tokio::time::sleep(REPEAT).await;
@@ -389,6 +389,15 @@ impl Driver {
         }
         self.done = true;
         self.status.send_replace(status);
+    }
+}
+
+/// Reports a restore, and then the loss of what is held, should it come.
+async fn held(own: &mpsc::Sender<Input>, work: &Work, restored: Result<u64, Failure>) {
+    let good = restored.is_ok();
+    let _ = own.send(Input::Happened(Event::Restored(restored))).await;
+    if good && let Some(f) = work.hold_lost().await {
+        let _ = own.send(Input::Happened(Event::HoldLost(f))).await;
     }
 }
 
