@@ -50,12 +50,13 @@ pub struct Envelope {
 }
 
 /// How memory travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum MemoryMode {
     /// In CRIU's images, after the freeze; restored from them before the container runs.
     Plain,
     /// In rounds while the container runs, the rest after the freeze; filled in at the destination
     /// while it runs there.
+    #[default]
     Fast,
 }
 

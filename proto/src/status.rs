@@ -263,6 +263,8 @@ pub struct Summary {
     /// From the last packet in at the source to the first packet out at the destination; absent
     /// when no packet passed.
     pub blackout_us: Option<u64>,
+    /// What `frozen_us` was predicted to be right before the freeze; in fast mode.
+    pub predicted_us: Option<u64>,
 }
 
 /// An operator's decision about a migration that was in doubt.

@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 use tranship_proto::bulk::BulkOpen;
+use tranship_proto::control::MigrateOptions;
 use tranship_proto::handoff::{Envelope, Handoff};
 use tranship_proto::ids::{ContainerName, HostName, MigrationId};
 use tranship_proto::status::{Failure, MigrationStatus, Phase, Progressing, Reason, Side};
@@ -153,11 +154,12 @@ impl Migrations {
         &self,
         name: &ContainerName,
         to: &HostName,
+        options: MigrateOptions,
     ) -> Result<(MigrationId, EventLog), Failure> {
         self.check_destination(name, to)?;
         let id = MigrationId(uuid::Uuid::now_v7());
         self.admit(name, id, Side::Source)?;
-        match self.start_admitted(id, name, to).await {
+        match self.start_admitted(id, name, to, options).await {
             Ok(log) => Ok((id, log)),
             Err(f) => {
                 self.table().busy.remove(name);
@@ -176,10 +178,15 @@ impl Migrations {
     }
 
     /// What a migration would do, a line each; asks the destination, changes nothing anywhere.
-    pub async fn plan(&self, name: &ContainerName, to: &HostName) -> Result<Vec<String>, Failure> {
+    pub async fn plan(
+        &self,
+        name: &ContainerName,
+        to: &HostName,
+        options: MigrateOptions,
+    ) -> Result<Vec<String>, Failure> {
         self.check_destination(name, to)?;
         let id = MigrationId(uuid::Uuid::now_v7());
-        let mut work = SourceWork::new(self.ctx.clone(), id, name.clone(), to.clone(), true).await?;
+        let mut work = SourceWork::new(self.ctx.clone(), id, name.clone(), to.clone(), true, options).await?;
         super::plan::plan(&mut work).await
     }
 
@@ -188,10 +195,11 @@ impl Migrations {
         id: MigrationId,
         name: &ContainerName,
         to: &HostName,
+        options: MigrateOptions,
     ) -> Result<EventLog, Failure> {
         let internal =
             |e: &dyn std::fmt::Display| Failure::new(Reason::Internal, Side::Source, e.to_string());
-        let work = SourceWork::new(self.ctx.clone(), id, name.clone(), to.clone(), false).await?;
+        let work = SourceWork::new(self.ctx.clone(), id, name.clone(), to.clone(), false, options).await?;
         let epoch = work.epoch();
         let status = MigrationStatus {
             migration: id,

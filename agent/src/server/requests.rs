@@ -83,11 +83,12 @@ pub(super) async fn answer<W: AsyncWrite + Unpin + Send>(
             remove(ctx, &name, force).await?;
             out.reply(Reply::Done(format!("{name} is removed"))).await
         }
-        Request::Migrate(MigrateRequest { container, to, dry_run: true }) => {
-            out.reply(Reply::Plan(migrations.plan(&container, &to).await?)).await
-        }
-        Request::Migrate(MigrateRequest { container, to, dry_run: false }) => {
-            let (id, log) = migrations.start(&container, &to).await?;
+        Request::Migrate(MigrateRequest { container, to, dry_run, options }) => {
+            options.check().map_err(|e| Failure::new(Reason::BadRequest, Side::Source, e.to_string()))?;
+            if dry_run {
+                return out.reply(Reply::Plan(migrations.plan(&container, &to, options).await?)).await;
+            }
+            let (id, log) = migrations.start(&container, &to, options).await?;
             if out.stream(Reply::Accepted { migration: id }).await {
                 watch(&log, 1, out).await;
             }

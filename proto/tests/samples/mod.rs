@@ -2,7 +2,8 @@
 
 use tranship_proto::bulk::{BulkContent, BulkOpen};
 use tranship_proto::control::{
-    Hello, LinkSpec, MigrateRequest, Reply, Request, RootfsSpec, RunRequest, VolumeSpec, Welcome,
+    Hello, LinkSpec, MigrateOptions, MigrateRequest, Reply, Request, RootfsSpec, RunRequest, VolumeSpec,
+    Welcome,
 };
 use tranship_proto::handoff::{
     Envelope, Handoff, MemoryMode, MemoryTotals, Offer, Position, ResumeTimes, Totals, TreeOffer,
@@ -34,6 +35,7 @@ fn summary() -> Summary {
         memory_bytes: 200,
         frozen_us: 150_000,
         blackout_us: Some(160_000),
+        predicted_us: Some(155_000),
     }
 }
 
@@ -133,6 +135,12 @@ fn requests() -> Vec<(&'static str, Request)> {
                 container: "web".parse().unwrap(),
                 to: "host-b".parse().unwrap(),
                 dry_run: true,
+                options: MigrateOptions {
+                    bandwidth: Some(100_000_000),
+                    mode: MemoryMode::Fast,
+                    max_blackout_ms: Some(500),
+                    timeout_s: Some(60),
+                },
             }),
         ),
         ("request.watch", Request::Watch { migration, from_seq: 1 }),

@@ -18,7 +18,6 @@ use quinn::{RecvStream, SendStream};
 use std::collections::VecDeque;
 use std::mem::Discriminant;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tranship_proto::handoff::{Handoff, ResumeTimes};
@@ -33,6 +32,8 @@ const REPEAT: Duration = Duration::from_secs(1);
 const CLEAN: Duration = Duration::from_secs(10);
 /// How long the destination may take to answer before an operator is believed that it is dead.
 const ANSWER: Duration = Duration::from_secs(5);
+/// What the stage step gets beyond the operator's time, to end by itself.
+const STAGE_GRACE: Duration = Duration::from_secs(10);
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -95,6 +96,7 @@ pub struct Driver {
     deciding: Option<oneshot::Sender<Result<(), Failure>>>,
     phase: Option<(Phase, Instant)>,
     deadline: Option<Instant>,
+    stage_limit: Duration,
     repeated: Instant,
     reconnecting: bool,
     doubt: Option<Failure>,
@@ -131,6 +133,7 @@ impl Driver {
         });
         let progress = Progress::new(work.meter.clone());
         let doubt_kept = status.borrow().state == Progressing::InDoubt;
+        let stage_limit = Duration::from_secs(work.options().timeout_s.unwrap_or(0).into());
         Self {
             ctx,
             state,
@@ -148,6 +151,7 @@ impl Driver {
             deciding: None,
             phase: None,
             deadline: None,
+            stage_limit,
             repeated: Instant::now(),
             reconnecting: false,
             doubt: None,
@@ -230,9 +234,11 @@ impl Driver {
                 }
                 match what {
                     LinkWord::Message(Handoff::PassDone { index, pass }) => self.ctx_pass_done(index, pass),
+                    LinkWord::Message(Handoff::RoundDone { round }) => self.progress.round_done(round),
                     LinkWord::Message(body) => {
                         tracing::debug!(message = body.name(), "from the destination");
                         match &body {
+                            Handoff::Reserved { memory, .. } => self.progress.agreed(*memory),
                             Handoff::Running(times) => self.measure(times),
                             Handoff::Aborted => self.clean = true,
                             _ => {}
@@ -361,7 +367,7 @@ impl Driver {
     }
 
     fn stop_flag(&self, value: bool) {
-        self.progress.meter_stop().store(value, Ordering::Relaxed);
+        self.progress.stop(value);
     }
 
     fn ctx_pass_done(&self, index: u16, pass: u32) {
@@ -522,10 +528,13 @@ impl Driver {
     }
 
     fn rearm(&mut self) {
+        let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
         let after = match &self.state {
             s if s.committed() => None,
             State::RollingBack(_) | State::Stopping(_) | State::Ended(_) => None,
-            _ => Some(Duration::from_secs(self.ctx.config.limits.phase_timeout_s)),
+            // The step keeps to the operator's time by itself, and says what stood in the way.
+            State::Staging => Some(limit.max(self.stage_limit + STAGE_GRACE)),
+            _ => Some(limit),
         };
         self.deadline = after.map(|d| Instant::now() + d);
     }
@@ -541,6 +550,11 @@ impl Driver {
         let half_rtt = self.link.as_ref().map_or(0, |l| as_us(l.connection.quic.rtt()) / 2);
         if let Some(frozen) = work.frozen {
             self.summary.frozen_us = as_us(granted - frozen) + half_rtt + times.grant_to_running_us;
+            if let Some(forecast) = self.progress.forecast() {
+                self.summary.predicted_us = Some(as_us(forecast.blackout()));
+                let (dir, to) = (&self.ctx.config.state_dir, &self.status.borrow().destination);
+                forecast.learn(dir, to, Duration::from_micros(self.summary.frozen_us));
+            }
         }
         if let (Some(last_in), Some(first_out)) = (work.last_packet_in, times.grant_to_first_packet_us) {
             self.summary.blackout_us =
