@@ -17,7 +17,7 @@ use tranship_proto::ids::{ContainerName, MigrationId};
 use tranship_proto::network::LinkRequest;
 use tranship_proto::registry::Message;
 use tranship_proto::status::{
-    ContainerRow, Failure, HostInfo, HostRow, MigrationStatus, Progressing, Reason, Side,
+    ContainerRow, Failure, HostInfo, HostRow, MigrationStatus, Phase, Progressing, Reason, Side,
 };
 use tranship_proto::status::{Event, EventBody};
 
@@ -299,10 +299,10 @@ fn row(
     let moving = migrations.of_container(&summary.name);
     let state = match (&moving, summary.state) {
         (Some(m), _) if m.state == Progressing::InDoubt => "in doubt".to_owned(),
-        (Some(m), _) if m.side == Side::Destination => "arriving".to_owned(),
-        (Some(_), ContainerState::Frozen) => "leaving, frozen".to_owned(),
-        (Some(_), _) => "leaving".to_owned(),
-        (None, state) => state.to_string(),
+        (Some(m), _) if m.side == Side::Destination && m.phase < Phase::Retire => "arriving".to_owned(),
+        (Some(m), ContainerState::Frozen) if m.side == Side::Source => "leaving, frozen".to_owned(),
+        (Some(m), _) if m.side == Side::Source => "leaving".to_owned(),
+        (_, state) => state.to_string(),
     };
     ContainerRow {
         host: ctx.config.host.clone(),

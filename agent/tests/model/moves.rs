@@ -131,12 +131,14 @@ impl Model {
                     out.push((Label::PowerLoss(who), w));
                 }
             }
-            Who::T if self.misfortunes.operators && world.copy == Copy::Running => {
-                if world.container != Container::Dead {
-                    let mut w = *world;
-                    (w.copy, w.images) = (Copy::Lost, false);
-                    out.push((Label::PowerLoss(who), w.crash(who)));
-                }
+            Who::T
+                if self.misfortunes.operators
+                    && world.copy == Copy::Running
+                    && world.container != Container::Dead =>
+            {
+                let mut w = *world;
+                (w.copy, w.images) = (Copy::Lost, false);
+                out.push((Label::PowerLoss(who), w.crash(who)));
             }
             Who::T if self.misfortunes.hold_dies && world.copy == Copy::Held => {
                 let mut w = *world;

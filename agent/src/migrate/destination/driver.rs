@@ -480,7 +480,8 @@ impl Driver {
         if self.done {
             return;
         }
-        let lost = matches!(self.state, State::Held { .. }) && self.link.is_none();
+        // Also while a restarted agent looks for the hold: the doubt is older than that.
+        let lost = matches!(self.state, State::Held { .. } | State::Reclaiming) && self.link.is_none();
         let doubt = match &self.doubt {
             None if lost => Some(doubt::unasked(&self.status.borrow())),
             doubt => doubt.clone(),
