@@ -7,8 +7,9 @@
 
 use crate::bounded;
 use crate::error::WireError;
+use crate::handoff::MemoryMode;
 use crate::ids::{ContainerName, HostName, MigrationId};
-use crate::status::{ContainerRow, Event, Failure, HostInfo, HostRow, MigrationStatus};
+use crate::status::{ContainerRow, Event, Failure, HostInfo, HostRow, MigrationStatus, Side};
 use serde::{Deserialize, Serialize};
 
 /// Strings in a list (arguments, environment, addresses): most of them.
@@ -140,6 +141,12 @@ pub const MIN_BANDWIDTH: u64 = 64 << 10;
 pub struct MigrateOptions {
     /// Most bytes per second that all bulk streams of the migration send together.
     pub bandwidth: Option<u64>,
+    /// How memory is to travel.
+    pub mode: MemoryMode,
+    /// Longest blackout that is wanted, as predicted before the freeze; in fast mode.
+    pub max_blackout_ms: Option<u32>,
+    /// How long the container may be copied while it runs, until it is frozen or left alone.
+    pub timeout_s: Option<u32>,
 }
 
 impl MigrateOptions {
@@ -152,6 +159,10 @@ impl MigrateOptions {
             Some(rate) if rate < MIN_BANDWIDTH => Err(WireError::invalid(
                 "bandwidth",
                 format!("{rate} bytes per second; at least {MIN_BANDWIDTH}"),
+            )),
+            _ if self.max_blackout_ms.is_some() && self.mode == MemoryMode::Plain => Err(WireError::invalid(
+                "blackout wanted",
+                "cannot be kept in plain mode, where it grows with the memory",
             )),
             _ => Ok(()),
         }
@@ -233,6 +244,14 @@ pub enum Request {
     History {
         /// At most this many; at most 1000.
         limit: u32,
+    },
+    /// Settle a migration that is in doubt: the other side's host is dead. Asked of the side that is
+    /// left; refused while the other one answers.
+    Resolve {
+        /// Which.
+        migration: MigrationId,
+        /// Where the container is to run.
+        run_at: Side,
     },
 }
 

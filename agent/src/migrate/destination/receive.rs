@@ -15,7 +15,8 @@ fn failed(text: String) -> Failure {
     Failure::new(Reason::Failed, Side::Destination, text)
 }
 
-fn reader(recv: RecvStream, given_up: watch::Receiver<bool>) -> Result<BulkReader, Failure> {
+/// Records of a bulk stream, until this migration is given up.
+pub(super) fn reader(recv: RecvStream, given_up: watch::Receiver<bool>) -> Result<BulkReader, Failure> {
     BulkReader::start(recv, given_up).map_err(|e| failed(format!("cannot start a decompressor: {e}")))
 }
 

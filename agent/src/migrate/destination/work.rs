@@ -5,14 +5,18 @@
 
 use super::check::{Accepted, check};
 use super::machine::Acceptance;
+use super::memory;
 use super::receive::{Receiving, images};
 use crate::context::Context;
-use crate::engine::{RestoreHandle, RestoreRequest};
+use crate::engine::{ContainerState, RestoreHandle};
+use crate::memory::DIR_MODE;
 use crate::memory::receive::Received;
+use crate::memory::store::Store;
 use crate::migrate::source::{engine_failure, remove_dir};
 use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
 use crate::storage::StorePolicy;
 use quinn::RecvStream;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,12 +36,16 @@ const FIND_HOLD: Duration = Duration::from_secs(5);
 /// Bulk streams under way at a time. Each may keep some megabytes waiting; a source needs fewer: its
 /// lanes, one for images, and one for files.
 const MAX_STREAMS: u32 = 16;
+/// The same when this agent has seen the hold die, and only its connection may have gone.
+const HOLD_BACK: Duration = Duration::from_millis(200);
 /// Room beyond the announced size, since files grow while they are copied.
 const GROWTH: u64 = 1 << 30;
 
 /// What was made ready before the blackout.
 struct Room {
     trees: Vec<Receiving>,
+    // Where memory comes in rounds.
+    memory: Option<Arc<Store>>,
     ports: Vec<Port>,
     watch: Option<PacketWatch>,
 }
@@ -129,11 +137,33 @@ impl Work {
         if let (Some(arrival), Ok(capture)) = (arrival, capture) {
             let ports = network::ports_of_capture(&work.offer.container, &capture);
             let watch = ports.first().and_then(|p| PacketWatch::start(p).ok());
-            let _ = work.accepted.set(Accepted { arrival, capture, image_bytes: 0, notices: Vec::new() });
-            let _ = work.room.set(Room { trees: Vec::new(), ports, watch });
+            let _ = work.accepted.set(Accepted {
+                arrival,
+                capture,
+                image_bytes: 0,
+                memory: MemoryMode::Plain,
+                notices: Vec::new(),
+            });
+            let _ = work.room.set(Room { trees: Vec::new(), memory: None, ports, watch });
             work.ready.send_replace(Some(Ok(())));
+        } else {
+            let text = "an earlier agent has left nothing of the arrival";
+            let nothing = Failure::new(Reason::Failed, Side::Destination, text);
+            work.ready.send_replace(Some(Err(nothing)));
         }
         Ok(work)
+    }
+
+    /// Whether an earlier agent has let the container go and settled it: its arrival is over then, and
+    /// the container is there with this migration's epoch.
+    async fn settled_before(&self) -> bool {
+        if !self.recovered || self.accepted.get().is_some() {
+            return false;
+        }
+        let found = self.ctx.engine.inspect(&self.offer.container).await;
+        found.is_ok_and(|(container, summary)| {
+            container.epoch == self.epoch && summary.state != ContainerState::Arriving
+        })
     }
 
     /// Finds the hold of an earlier agent again, or makes it again from the images kept. Nothing has
@@ -144,11 +174,14 @@ impl Work {
         let accepted = self.accepted()?;
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
         let mut slot = self.handle.lock().await;
-        if slot.as_ref().is_some_and(RestoreHandle::connected) {
+        let filled = memory::held_well(&self.ctx, &self.offer.container, &self.image_dir()).await;
+        if filled && slot.as_ref().is_some_and(RestoreHandle::connected) {
             return Ok(0);
         }
         let mut handle = self.ctx.engine.resume_hold(&accepted.arrival).await.map_err(engine)?;
-        if handle.held(FIND_HOLD).await.is_err() {
+        // One that has died under this agent's eyes does not come back.
+        let wait = if self.recovered { FIND_HOLD } else { HOLD_BACK };
+        if !filled || handle.held(wait).await.is_err() {
             handle = self.restore_again(accepted).await?;
         }
         *slot = Some(handle);
@@ -162,6 +195,7 @@ impl Work {
         let name = self.offer.container.as_str();
         self.ctx.runtime.kill_frozen(name, RESUME_LIMIT).await.map_err(runtime)?;
         self.ctx.runtime.delete(name).await.map_err(runtime)?;
+        memory::call_off(&self.ctx, &self.offer.container).await?;
         if !self.netns.exists() {
             let hint = |e: network::NetworkError| failed("make the container's network again", &e, e.hint());
             let netns = Netns::create(&self.ctx.config.run_dir, &self.offer.container).await.map_err(hint)?;
@@ -169,12 +203,31 @@ impl Work {
                 .await
                 .map_err(hint)?;
         }
-        let image_dir = self.image_dir();
-        let request = RestoreRequest { work_dir: image_dir.join("work"), image_dir };
+        let request = memory::restore_request(&self.ctx, &self.offer.container, self.image_dir()).await?;
         let mut handle = self.ctx.engine.restore(&accepted.arrival, &request).await.map_err(engine)?;
         let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
         handle.held(limit).await.map_err(engine)?;
         Ok(handle)
+    }
+
+    /// Whether the restore is held at this moment.
+    pub async fn holds(&self) -> bool {
+        self.handle.lock().await.as_ref().is_some_and(RestoreHandle::connected)
+    }
+
+    /// Waits until a restore that is held dies without having been told anything, or loses its memory;
+    /// `None` when it is told.
+    pub async fn hold_lost(&self) -> Option<Failure> {
+        let hold = self.handle.lock().await.as_ref().map(RestoreHandle::hold)?;
+        let image_dir = self.image_dir();
+        tokio::select! {
+            Some(lost) = memory::hold_lost(&self.ctx, &self.offer.container, &image_dir) => Some(lost),
+            lost = hold.lost() => lost.then(|| {
+                let text = format!("the held restore of container {} has died", self.offer.container);
+                Failure::new(Reason::Failed, Side::Destination, text)
+                    .hint("the log of the destination says more; was it killed, or is the host out of memory?")
+            }),
+        }
     }
 
     fn image_dir(&self) -> PathBuf {
@@ -190,9 +243,9 @@ impl Work {
     /// Looks at the offer. Touches nothing.
     pub async fn check(&self) -> Result<Acceptance, Failure> {
         let accepted = check(&self.ctx, self.id, self.epoch, &self.offer).await?;
-        let notices = accepted.notices.clone();
+        let (notices, memory) = (accepted.notices.clone(), accepted.memory);
         let _ = self.accepted.set(accepted);
-        Ok(Acceptance { notices, memory: MemoryMode::Plain })
+        Ok(Acceptance { notices, memory })
     }
 
     /// Makes directories, namespace and links, all of it gated. Bulk streams wait for it.
@@ -227,6 +280,12 @@ impl Work {
             let made = tokio::task::spawn_blocking(move || Receiving::create(path, policy)).await;
             trees.push(made.map_err(|e| Failure::new(Reason::Internal, Side::Destination, e.to_string()))??);
         }
+        let images = self.image_dir();
+        std::fs::DirBuilder::new()
+            .mode(DIR_MODE)
+            .create(&images)
+            .map_err(|e| failed(&format!("create {}", images.display()), &e, None))?;
+        let memory = memory::store(&images, &self.offer, accepted)?;
         let hint = |e: network::NetworkError, what: &str| failed(what, &e, e.hint());
         let netns = Netns::create(&self.ctx.config.run_dir, &self.offer.container)
             .await
@@ -242,7 +301,7 @@ impl Work {
             // Without it clients wait for their next retransmission; the move is as safe.
             Err(e) => tracing::warn!(error = %crate::chain(&e), "packets will not be held"),
         }
-        let _ = self.room.set(Room { trees, ports, watch });
+        let _ = self.room.set(Room { trees, memory, ports, watch });
         Ok(())
     }
 
@@ -304,11 +363,14 @@ impl Work {
                     tree.pass(pass, recv, self.given_up.subscribe()).await?;
                     Ok(Some(Handoff::PassDone { index, pass }))
                 }
-                BulkContent::Pages { .. } => Err(Failure::new(
-                    Reason::Failed,
-                    Side::Destination,
-                    "pages in rounds, which were not agreed on",
-                )),
+                BulkContent::Pages { round, lane, lanes } => match &room.memory {
+                    Some(store) => memory::lane(store.clone(), (round, lane, lanes), recv, self.given_up.subscribe()).await,
+                    None => Err(Failure::new(
+                        Reason::Failed,
+                        Side::Destination,
+                        "memory in rounds, which was not agreed on",
+                    )),
+                },
                 BulkContent::Images => {
                     let limit = self.accepted()?.image_bytes;
                     let received = images(recv, self.image_dir(), limit, self.given_up.subscribe()).await?;
@@ -333,10 +395,13 @@ impl Work {
             let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
             self.ctx.engine.adopt(arrival).await.map_err(engine)?;
             let verified = start.elapsed();
-            let image_dir = self.image_dir();
-            let request = RestoreRequest { work_dir: image_dir.join("work"), image_dir };
+            let name = &self.offer.container;
+            let request = memory::restore_request(&self.ctx, name, self.image_dir()).await?;
             let mut handle = self.ctx.engine.restore(arrival, &request).await.map_err(engine)?;
-            handle.held(limit).await.map_err(engine)?;
+            handle.held(limit).await.map_err(|e| match memory::cause(&self.ctx, name) {
+                Some(why) => Failure::new(Reason::Failed, Side::Destination, why),
+                None => engine(e),
+            })?;
             *self.handle.lock().await = Some(handle);
             tracing::info!(
                 verify_us = verified.as_micros(),
@@ -384,7 +449,7 @@ impl Work {
             }
             tree.seal(*pass).await?;
         }
-        Ok(())
+        memory::seal(room.memory.as_ref(), totals.memory, self.image_dir()).await
     }
 
     /// The container is this host's: opens the gate, lets it go, announces it.
@@ -392,6 +457,10 @@ impl Work {
         let start = Instant::now();
         let since = |from: Instant| u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX);
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
+        if self.settled_before().await {
+            self.clean().map_err(|e| failed("remove the images", &e, None))?;
+            return Ok(ResumeTimes::default());
+        }
         let room = self.room().await?;
         let accepted = self.accepted()?;
         if let Some(watch) = &room.watch {
@@ -433,6 +502,8 @@ impl Work {
             tracing::warn!(error = %crate::chain(&e), "the addresses were not announced; neighbours learn with the first packet");
         }
         handle.running(RESUME_LIMIT).await.map_err(engine)?;
+        let follow = memory::follow(self.ctx.clone(), self.offer.container.clone(), Some(self.id));
+        tokio::spawn(tracing::Instrument::instrument(follow, tracing::Span::current()));
         let grant_to_running_us = since(start);
         let first = match &room.watch {
             Some(watch) => first_packet(watch, armed).await,
@@ -483,6 +554,24 @@ impl Work {
         }
         Ok(told(&trouble))
     }
+
+    /// Ends the copy that is or was this host's container: shuts its gate, kills it, removes it.
+    ///
+    /// `Ok` with what could not be tidied up; `Err` when the copy may not be dead.
+    pub async fn yield_up(&self) -> Result<Option<Failure>, Failure> {
+        let name = &self.offer.container;
+        let network =
+            |e: network::NetworkError| failed("shut the gate of the container's links", &e, e.hint());
+        let ports = network::ports_in_use(name).await.map_err(network)?;
+        // Not before a resume that is under way.
+        let resuming = self.handle.lock().await;
+        network::fence(&ports).await.map_err(network)?;
+        // What has settled here. A copy that came back later has a newer epoch and stays.
+        let retired = self.ctx.engine.retire(name, self.epoch.next()).await;
+        retired.map_err(|e| engine_failure(&e, Side::Destination))?;
+        drop(resuming);
+        self.discard().await
+    }
 }
 
 fn told(trouble: &[String]) -> Option<Failure> {
@@ -496,6 +585,9 @@ fn told(trouble: &[String]) -> Option<Failure> {
 async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result<Option<Failure>, Failure> {
     let mut trouble: Vec<String> = Vec::new();
     ctx.engine.discard(id, name).await.map_err(|e| engine_failure(&e, Side::Destination))?;
+    if let Err(f) = memory::call_off(ctx, name).await {
+        trouble.push(f.message);
+    }
     let netns = Netns::at(&ctx.config.run_dir, name);
     match network::ports_in_use(name).await {
         Ok(ports) => {
