@@ -8,7 +8,7 @@
 use crate::error::WireError;
 use crate::handoff::MemoryMode;
 use crate::ids::{ContainerName, HostName, MigrationId};
-use crate::status::{ContainerRow, Event, Failure, HostInfo, HostRow, MigrationStatus};
+use crate::status::{ContainerRow, Event, Failure, HostInfo, HostRow, MigrationStatus, Side};
 use serde::{Deserialize, Serialize};
 
 /// Strings in a list (arguments, environment, addresses): most of them.
@@ -231,6 +231,14 @@ pub enum Request {
     History {
         /// At most this many; at most 1000.
         limit: u32,
+    },
+    /// Settle a migration that is in doubt: the other side's host is dead. Asked of the side that is
+    /// left; refused while the other one answers.
+    Resolve {
+        /// Which.
+        migration: MigrationId,
+        /// Where the container is to run.
+        run_at: Side,
     },
 }
 

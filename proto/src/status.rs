@@ -267,6 +267,17 @@ pub struct Summary {
     pub predicted_us: Option<u64>,
 }
 
+/// An operator's decision about a migration that was in doubt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// The side that the container runs at from then on; the other one was declared dead.
+    pub run_at: Side,
+    /// Who: `operator NAME` by the certificate, or `root` over the agent's socket.
+    pub by: String,
+    /// When, milliseconds since 1970 by the deciding host's clock.
+    pub at_unix_ms: i64,
+}
+
 /// One row of `status` and `history`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MigrationStatus {
@@ -288,12 +299,14 @@ pub struct MigrationStatus {
     pub phase: Phase,
     /// When it was accepted, milliseconds since 1970.
     pub started_unix_ms: i64,
-    /// When the state last changed, milliseconds since 1970.
+    /// When the state last changed, milliseconds since 1970: in doubt, since when.
     pub updated_unix_ms: i64,
-    /// Why, when failed, cancelled or in doubt.
+    /// Why, when failed, cancelled or in doubt; its hint says what would settle it.
     pub failure: Option<Failure>,
     /// Figures, when done.
     pub summary: Option<Summary>,
+    /// The operator's decision, when there was one on this side.
+    pub resolution: Option<Resolution>,
 }
 
 /// A container as `ps` shows it.

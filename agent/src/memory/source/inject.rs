@@ -9,6 +9,8 @@
 //!   a process that blocks or ignores it. Behind it the thread is stopped once more in the signal code,
 //!   where the kernel looks at the old registers and restarts a system call that the stop has
 //!   interrupted, with what is left of its time.
+//!   A few calls fail with EINTR instead, epoll_wait(2) among them, as they do whenever a process is
+//!   stopped and continued (signal(7)); the freezer and CRIU do the same to them.
 //! * A signal that comes meanwhile ends the visit: the registers are put back first, then the signal
 //!   is delivered as if nothing had been, and the visit is made again.
 //! * Threads that are stopped, traced or in uninterruptible sleep, and 32-bit processes, are left alone.

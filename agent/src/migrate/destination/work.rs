@@ -8,7 +8,7 @@ use super::machine::Acceptance;
 use super::memory;
 use super::receive::{Receiving, images};
 use crate::context::Context;
-use crate::engine::RestoreHandle;
+use crate::engine::{ContainerState, RestoreHandle};
 use crate::memory::DIR_MODE;
 use crate::memory::receive::Received;
 use crate::memory::store::Store;
@@ -33,6 +33,8 @@ const FIRST_PACKET: Duration = Duration::from_millis(1000);
 const RESUME_LIMIT: Duration = Duration::from_secs(30);
 /// How long the script of a held restore may take to find a restarted agent; it tries all the time.
 const FIND_HOLD: Duration = Duration::from_secs(5);
+/// The same when this agent has seen the hold die, and only its connection may have gone.
+const HOLD_BACK: Duration = Duration::from_millis(200);
 /// Room beyond the announced size, since files grow while they are copied.
 const GROWTH: u64 = 1 << 30;
 
@@ -138,8 +140,24 @@ impl Work {
             });
             let _ = work.room.set(Room { trees: Vec::new(), memory: None, ports, watch });
             work.ready.send_replace(Some(Ok(())));
+        } else {
+            let text = "an earlier agent has left nothing of the arrival";
+            let nothing = Failure::new(Reason::Failed, Side::Destination, text);
+            work.ready.send_replace(Some(Err(nothing)));
         }
         Ok(work)
+    }
+
+    /// Whether an earlier agent has let the container go and settled it: its arrival is over then, and
+    /// the container is there with this migration's epoch.
+    async fn settled_before(&self) -> bool {
+        if !self.recovered || self.accepted.get().is_some() {
+            return false;
+        }
+        let found = self.ctx.engine.inspect(&self.offer.container).await;
+        found.is_ok_and(|(container, summary)| {
+            container.epoch == self.epoch && summary.state != ContainerState::Arriving
+        })
     }
 
     /// Finds the hold of an earlier agent again, or makes it again from the images kept. Nothing has
@@ -155,7 +173,9 @@ impl Work {
             return Ok(0);
         }
         let mut handle = self.ctx.engine.resume_hold(&accepted.arrival).await.map_err(engine)?;
-        if !filled || handle.held(FIND_HOLD).await.is_err() {
+        // One that has died under this agent's eyes does not come back.
+        let wait = if self.recovered { FIND_HOLD } else { HOLD_BACK };
+        if !filled || handle.held(wait).await.is_err() {
             handle = self.restore_again(accepted).await?;
         }
         *slot = Some(handle);
@@ -182,6 +202,26 @@ impl Work {
         let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
         handle.held(limit).await.map_err(engine)?;
         Ok(handle)
+    }
+
+    /// Whether the restore is held at this moment.
+    pub async fn holds(&self) -> bool {
+        self.handle.lock().await.as_ref().is_some_and(RestoreHandle::connected)
+    }
+
+    /// Waits until a restore that is held dies without having been told anything, or loses its memory;
+    /// `None` when it is told.
+    pub async fn hold_lost(&self) -> Option<Failure> {
+        let hold = self.handle.lock().await.as_ref().map(RestoreHandle::hold)?;
+        let image_dir = self.image_dir();
+        tokio::select! {
+            Some(lost) = memory::hold_lost(&self.ctx, &self.offer.container, &image_dir) => Some(lost),
+            lost = hold.lost() => lost.then(|| {
+                let text = format!("the held restore of container {} has died", self.offer.container);
+                Failure::new(Reason::Failed, Side::Destination, text)
+                    .hint("the log of the destination says more; was it killed, or is the host out of memory?")
+            }),
+        }
     }
 
     fn image_dir(&self) -> PathBuf {
@@ -404,17 +444,15 @@ impl Work {
         memory::seal(room.memory.as_ref(), totals.memory, self.image_dir()).await
     }
 
-    /// Returns with a failure when the hold is lost because the memory of what is held is, and with
-    /// nothing when it is let go.
-    pub async fn hold_lost(&self) -> Option<Failure> {
-        memory::hold_lost(&self.ctx, &self.offer.container, &self.image_dir()).await
-    }
-
     /// The container is this host's: opens the gate, lets it go, announces it.
     pub async fn resume(&self) -> Result<ResumeTimes, Failure> {
         let start = Instant::now();
         let since = |from: Instant| u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX);
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
+        if self.settled_before().await {
+            self.clean().map_err(|e| failed("remove the images", &e, None))?;
+            return Ok(ResumeTimes::default());
+        }
         let room = self.room().await?;
         let accepted = self.accepted()?;
         if let Some(watch) = &room.watch {
@@ -505,6 +543,24 @@ impl Work {
             trouble.extend(left.map(|f| f.message));
         }
         Ok(told(&trouble))
+    }
+
+    /// Ends the copy that is or was this host's container: shuts its gate, kills it, removes it.
+    ///
+    /// `Ok` with what could not be tidied up; `Err` when the copy may not be dead.
+    pub async fn yield_up(&self) -> Result<Option<Failure>, Failure> {
+        let name = &self.offer.container;
+        let network =
+            |e: network::NetworkError| failed("shut the gate of the container's links", &e, e.hint());
+        let ports = network::ports_in_use(name).await.map_err(network)?;
+        // Not before a resume that is under way.
+        let resuming = self.handle.lock().await;
+        network::fence(&ports).await.map_err(network)?;
+        // What has settled here. A copy that came back later has a newer epoch and stays.
+        let retired = self.ctx.engine.retire(name, self.epoch.next()).await;
+        retired.map_err(|e| engine_failure(&e, Side::Destination))?;
+        drop(resuming);
+        self.discard().await
     }
 }
 
