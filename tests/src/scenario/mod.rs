@@ -9,6 +9,7 @@ mod cancel;
 mod files;
 mod hosts_file;
 mod identity;
+mod memory;
 mod network;
 mod nginx;
 mod postgres;
@@ -36,6 +37,11 @@ pub struct Scenario {
 /// All scenarios, the quick and fundamental ones first.
 pub const ALL: &[Scenario] = &[
     Scenario { name: "redis_counter_ten_moves", run: redis::ten_moves, images: &["redis"] },
+    Scenario {
+        name: "memory_is_the_same_plain_and_fast",
+        run: memory::plain_and_fast_are_equal,
+        images: &["web", "redis"],
+    },
     Scenario { name: "ipv6_connection", run: network::ipv6_connection, images: &["redis"] },
     Scenario { name: "two_interfaces_two_networks", run: network::two_interfaces, images: &["redis"] },
     Scenario { name: "five_hundred_connections", run: redis::five_hundred_connections, images: &["redis"] },

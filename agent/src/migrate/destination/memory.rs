@@ -9,7 +9,7 @@ use super::receive::reader;
 use crate::context::Context;
 use crate::engine::RestoreRequest;
 use crate::hook::own_program;
-use crate::journal::now_ms;
+use crate::journal::{Record, now_ms};
 use crate::memory::fill::{self, FillError, FillFiles, FillRequest, FillState};
 use crate::memory::store::{PAGES_MAP, Store};
 use quinn::RecvStream;
@@ -158,6 +158,7 @@ pub(crate) async fn follow(ctx: Arc<Context>, name: ContainerName, migration: Op
             if let Err(e) = record_loss(&ctx, &name, migration, failure).await {
                 tracing::error!(error = %e, "the history misses that");
             }
+            fill::forget(&files(&ctx, &name));
         }
     }
 }
@@ -178,15 +179,28 @@ async fn record_loss(
     // Newest first: the last one brought the container here.
     let ended = ctx.journal.migrations(true, 1000).await?;
     let Some(status) = ended.into_iter().find(of_it) else { return Ok(()) };
+    let last = ctx.journal.last_record(status.migration, Side::Destination).await?;
+    if !matches!(last, Some(Record::Owner | Record::Closed)) {
+        return Ok(());
+    }
     let state = Progressing::Failed;
     ctx.journal
         .update(MigrationStatus { state, failure: Some(failure), updated_unix_ms: now_ms(), ..status })
         .await
 }
 
-/// Takes up what fill processes are there when an agent starts.
+/// Takes up what fill processes are there when an agent starts, and hears of what they did meanwhile.
 pub(crate) fn take_up(ctx: &Arc<Context>) {
     for name in fill::names(&ctx.config.run_dir) {
-        tokio::spawn(follow(ctx.clone(), name, None));
+        tokio::spawn(followed_again(ctx.clone(), name));
+    }
+}
+
+async fn followed_again(ctx: Arc<Context>, name: ContainerName) {
+    let files = files(&ctx, &name);
+    let held = matches!(fill::progress(&files).await, Ok(Some(s)) if s.state == FillState::Held);
+    // What dies while it is held is its migration's business.
+    if !held || matches!(fill::until_running(&files).await, Ok(true)) {
+        follow(ctx, name, None).await;
     }
 }
