@@ -24,7 +24,7 @@ use tranship_agent::engine::{
     Volume, VolumeSource,
 };
 use tranship_agent::hook::{HookServer, hook_main};
-use tranship_agent::runtime::{CheckpointRequest, Runc, RuncConfig, Runtime};
+use tranship_agent::runtime::{CheckpointRequest, Pages, Runc, RuncConfig, Runtime};
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -164,15 +164,15 @@ async fn dump(
         id: name.to_string(),
         image_dir: images.join("img"),
         work_dir: images.join("work"),
-        criu_config: engine.dump_config(migration)?,
+        criu_config: engine.dump_config(migration, None)?,
         tcp_established: true,
-        page_server: None,
+        pages: Pages::Files,
         limit: Duration::from_secs(600),
     };
     let started = Instant::now();
     runc.freeze(name.as_str(), LIMIT).await?;
     println!("freeze {:?}", started.elapsed());
-    match runc.checkpoint(&request).await {
+    match runc.checkpoint(request).await {
         Ok(report) => println!("dump {:?} {:?}", report.elapsed, report.stats),
         Err(error) => {
             runc.thaw(name.as_str(), LIMIT).await?;
@@ -189,7 +189,8 @@ async fn restore(engine: &Bare, migration: MigrationId, images: &Path) -> anyhow
     let started = Instant::now();
     engine.adopt(&arrival).await?;
     println!("adopt {:?}", started.elapsed());
-    let request = RestoreRequest { image_dir: images.join("img"), work_dir: images.join("work") };
+    let request =
+        RestoreRequest { image_dir: images.join("img"), work_dir: images.join("work"), lazy: false };
     let handle = engine.restore(&arrival, &request).await?;
     println!("monitor started {:?}", started.elapsed());
     decide(engine, &arrival, handle, started).await

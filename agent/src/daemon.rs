@@ -154,6 +154,7 @@ async fn live(config: Config) -> Result<()> {
         capabilities,
     });
     let migrations = Migrations::new(ctx.clone());
+    crate::migrate::destination::take_up(&ctx);
     migrations.recover().await?;
     let unix =
         Server::bind_socket(&socket).map_err(|source| StartError::Socket { path: socket.clone(), source })?;

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tranship_agent::config::{self, Config};
-use tranship_agent::{chain, daemon, hook};
+use tranship_agent::{chain, daemon, hook, memory};
 
 /// The tranship agent: checkpoints, moves and restores containers of this host.
 #[derive(Debug, Parser)]
@@ -34,13 +34,31 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    /// Fill the memory of a restored container in; called by the agent.
+    #[command(hide = true)]
+    Fill {
+        /// Arguments of the agent's.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+    /// Fetch the descriptors by which the memory of processes is watched; called by the agent.
+    #[command(hide = true)]
+    Watch {
+        /// Processes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        pids: Vec<std::ffi::OsString>,
+    },
 }
 
 fn main() -> ExitCode {
-    // Before anything else: a hook is started inside a blackout.
+    // Before anything else: hook and fill are started inside a blackout, a watch has to end before its
+    // round, and fill may not have a second thread.
     let mut raw = std::env::args_os().skip(1);
-    if raw.next().is_some_and(|a| a == "hook") {
-        return hook::hook_main(raw);
+    match raw.next() {
+        Some(word) if word == "hook" => return hook::hook_main(raw),
+        Some(word) if word == "fill" => return memory::fill::fill_main(raw),
+        Some(word) if word == "watch" => return memory::source::watch_main(raw),
+        _ => {}
     }
     let arguments = Arguments::parse();
     let config = match Config::load(&arguments.config) {

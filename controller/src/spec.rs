@@ -3,7 +3,7 @@
 //! The agent checks everything again: this is for clear words, not for safety.
 
 use std::net::IpAddr;
-use tranship_proto::control::VolumeSpec;
+use tranship_proto::control::{MIN_BANDWIDTH, VolumeSpec};
 use tranship_proto::ids::HostName;
 
 /// `NAME` or `NAME=ADDRESS:PORT`.
@@ -107,6 +107,24 @@ pub fn mac(text: &str) -> Result<String, String> {
     Ok(parts.join(":").to_ascii_lowercase())
 }
 
+/// Parses a rate in bytes per second: digits, and K, M or G for powers of 1000.
+pub fn rate(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1_000),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1_000_000),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 1_000_000_000),
+        _ => (text, 1),
+    };
+    let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
+    let rate = number
+        .and_then(|n| n.checked_mul(unit))
+        .ok_or_else(|| format!("{text:?} is not a number of bytes per second, for example 100M"))?;
+    if rate < MIN_BANDWIDTH {
+        return Err(format!("less than {MIN_BANDWIDTH} bytes per second: a migration would not end"));
+    }
+    Ok(rate)
+}
+
 /// Parses `SRC:DST[:ro]`.
 pub fn volume(text: &str) -> Result<VolumeSpec, String> {
     let parts: Vec<&str> = text.split(':').collect();
@@ -185,6 +203,18 @@ pub fn hostname(text: &str) -> Result<String, String> {
     if good { Ok(text.to_owned()) } else { Err(format!("{text:?} is not a host name")) }
 }
 
+/// Parses a time: `500ms`, `30s`, `2m`.
+pub fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || format!("{text:?} is not a time, for example 500ms, 30s or 2m");
+    let (digits, unit_ms) = [("ms", 1), ("s", 1_000), ("m", 60_000)]
+        .iter()
+        .find_map(|(unit, ms)| text.strip_suffix(unit).map(|d| (d, *ms)))
+        .ok_or_else(wrong)?;
+    let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
+    let ms = number.and_then(|n| n.checked_mul(unit_ms)).filter(|ms| *ms > 0 && *ms <= 7 * 86_400_000);
+    ms.map(std::time::Duration::from_millis).ok_or_else(wrong)
+}
+
 /// Parses a number of bytes: `65536`, `64k`, `16M` (powers of 1024).
 pub fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a number of bytes; write 65536, 64k or 16M");
@@ -211,6 +241,26 @@ mod tests {
         for b in bad {
             assert!(f(b).is_err(), "{b:?} taken as {:?}", f(b));
         }
+    }
+
+    #[test]
+    fn times_have_units_and_bounds() {
+        let ms = |text: &str| duration(text).map(|d| d.as_millis());
+        assert_eq!((ms("500ms"), ms("30s"), ms("2m")), (Ok(500), Ok(30_000), Ok(120_000)));
+        for bad in ["", "5", "ms", "0s", "-1s", "1.5s", "5 s", "5h", "99999999m", "18446744073709551615m"] {
+            assert!(ms(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(rate("100M"), Ok(100_000_000));
+        assert_eq!(rate("65536"), Ok(65_536));
+        both(
+            rate,
+            &["500K", "2G", "66k"],
+            &["", "M", "1", "65K", "-1M", "1.5G", "10MB", "99999999999G", "é"],
+        );
     }
 
     #[test]

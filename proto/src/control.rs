@@ -6,8 +6,9 @@
 //! agents once it is accepted.
 
 use crate::error::WireError;
+use crate::handoff::MemoryMode;
 use crate::ids::{ContainerName, HostName, MigrationId};
-use crate::status::{ContainerRow, Event, Failure, HostInfo, HostRow, MigrationStatus};
+use crate::status::{ContainerRow, Event, Failure, HostInfo, HostRow, MigrationStatus, Side};
 use serde::{Deserialize, Serialize};
 
 /// Strings in a list (arguments, environment, addresses): most of them.
@@ -119,6 +120,42 @@ impl RunRequest {
     }
 }
 
+/// Least `--bandwidth`, in bytes per second: with less, the hand-over's phases would not end in time.
+pub const MIN_BANDWIDTH: u64 = 64 << 10;
+
+/// How an operator wants a migration done; the default leaves everything to the agents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MigrateOptions {
+    /// Most bytes per second that all bulk streams of the migration send together.
+    pub bandwidth: Option<u64>,
+    /// How memory is to travel.
+    pub mode: MemoryMode,
+    /// Longest blackout that is wanted, as predicted before the freeze; in fast mode.
+    pub max_blackout_ms: Option<u32>,
+    /// How long the container may be copied while it runs, until it is frozen or left alone.
+    pub timeout_s: Option<u32>,
+}
+
+impl MigrateOptions {
+    /// Bounds that do not depend on a host.
+    ///
+    /// # Errors
+    /// [`WireError::Invalid`] for the first value that cannot be used.
+    pub fn check(&self) -> Result<(), WireError> {
+        match self.bandwidth {
+            Some(rate) if rate < MIN_BANDWIDTH => Err(WireError::invalid(
+                "bandwidth",
+                format!("{rate} bytes per second; at least {MIN_BANDWIDTH}"),
+            )),
+            _ if self.max_blackout_ms.is_some() && self.mode == MemoryMode::Plain => Err(WireError::invalid(
+                "blackout wanted",
+                "cannot be kept in plain mode, where it grows with the memory",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// `tranship migrate`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrateRequest {
@@ -128,6 +165,8 @@ pub struct MigrateRequest {
     pub to: HostName,
     /// Only check, and answer what would be done.
     pub dry_run: bool,
+    /// How.
+    pub options: MigrateOptions,
 }
 
 /// What a controller asks.
@@ -192,6 +231,14 @@ pub enum Request {
     History {
         /// At most this many; at most 1000.
         limit: u32,
+    },
+    /// Settle a migration that is in doubt: the other side's host is dead. Asked of the side that is
+    /// left; refused while the other one answers.
+    Resolve {
+        /// Which.
+        migration: MigrationId,
+        /// Where the container is to run.
+        run_at: Side,
     },
 }
 

@@ -24,6 +24,9 @@
 //! Before Grant either side may say `Abort`; T then removes everything and answers `Aborted`.
 //! Every message travels in an [`Envelope`] with migration id and epoch. Repeats are answered from
 //! the state reached, so every message may be sent again.
+//!
+//! When an operator has settled a migration that was in doubt, the side that runs the container says
+//! so in its [`Position`]: `Taken` or `TakenBack`. The other one obeys when it is back.
 
 use crate::ids::{ContainerName, Epoch, HostName, MigrationId};
 use crate::pages::PagesEnd;
@@ -47,12 +50,13 @@ pub struct Envelope {
 }
 
 /// How memory travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum MemoryMode {
     /// In CRIU's images, after the freeze; restored from them before the container runs.
     Plain,
     /// In rounds while the container runs, the rest after the freeze; filled in at the destination
     /// while it runs there.
+    #[default]
     Fast,
 }
 
@@ -227,4 +231,9 @@ pub enum Position {
     Owner,
     /// Ended without commit.
     Ended,
+    /// T: an operator declared the source's host dead; the container runs here since.
+    Taken,
+    /// S: an operator declared the destination's host dead; the container is the source's again. T
+    /// destroys what it has, fenced, even as the owner.
+    TakenBack,
 }

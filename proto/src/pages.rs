@@ -68,6 +68,13 @@ pub struct PagesEnd {
     pub zero_pages: u64,
 }
 
+/// Slots that the destination has for a container with so much memory when it was offered: room to
+/// grow by a quarter and 64 MiB while its memory is read. Both sides go by this number.
+pub fn slots_for(memory_bytes: u64) -> u32 {
+    let pages = (memory_bytes.saturating_add(memory_bytes / 4).saturating_add(64 << 20)) / PAGE;
+    u32::try_from(pages).unwrap_or(u32::MAX).min(u32::MAX - 2)
+}
+
 fn range(vaddr: u64, pages: u32) -> bool {
     let end = u64::from(pages).checked_mul(PAGE).and_then(|bytes| vaddr.checked_add(bytes));
     pages > 0 && vaddr.is_multiple_of(PAGE) && end.is_some_and(|end| end <= MAX_ADDRESS)
@@ -135,6 +142,13 @@ mod tests {
             refs: vec![SlotRun { vaddr: 0x9000, pages: 1, slot: 1 }],
             zeros: vec![ZeroRun { vaddr: 0xa000, pages: 512 }],
         }
+    }
+
+    #[test]
+    fn slots_are_bounded_by_the_memory_offered() {
+        assert_eq!(slots_for(0), 16384);
+        assert_eq!(slots_for(1 << 30), 327_680 + 16384);
+        assert_eq!(slots_for(u64::MAX), u32::MAX - 2);
     }
 
     #[test]

@@ -263,6 +263,19 @@ pub struct Summary {
     /// From the last packet in at the source to the first packet out at the destination; absent
     /// when no packet passed.
     pub blackout_us: Option<u64>,
+    /// What `frozen_us` was predicted to be right before the freeze; in fast mode.
+    pub predicted_us: Option<u64>,
+}
+
+/// An operator's decision about a migration that was in doubt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// The side that the container runs at from then on; the other one was declared dead.
+    pub run_at: Side,
+    /// Who: `operator NAME` by the certificate, or `root` over the agent's socket.
+    pub by: String,
+    /// When, milliseconds since 1970 by the deciding host's clock.
+    pub at_unix_ms: i64,
 }
 
 /// One row of `status` and `history`.
@@ -286,12 +299,14 @@ pub struct MigrationStatus {
     pub phase: Phase,
     /// When it was accepted, milliseconds since 1970.
     pub started_unix_ms: i64,
-    /// When the state last changed, milliseconds since 1970.
+    /// When the state last changed, milliseconds since 1970: in doubt, since when.
     pub updated_unix_ms: i64,
-    /// Why, when failed, cancelled or in doubt.
+    /// Why, when failed, cancelled or in doubt; its hint says what would settle it.
     pub failure: Option<Failure>,
     /// Figures, when done.
     pub summary: Option<Summary>,
+    /// The operator's decision, when there was one on this side.
+    pub resolution: Option<Resolution>,
 }
 
 /// A container as `ps` shows it.

@@ -45,6 +45,7 @@ pub mod state;
 pub mod sys;
 pub mod teardown;
 pub mod topology;
+pub mod workload;
 
 pub use audit::{AuditOptions, Finding, Kind};
 pub use error::LabError;

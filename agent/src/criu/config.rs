@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,9 @@ pub struct CriuConfig {
     pub action_script: Option<PathBuf>,
     /// Seconds until CRIU gives up on stopping the processes. CRIU's default is 10.
     pub freeze_timeout: Option<u32>,
+    /// Descriptor, inherited, over which pages are served that a dump leaves out. Without it CRIU would
+    /// listen on a port, where any user of the host could ask for them.
+    pub page_socket: Option<RawFd>,
 }
 
 impl CriuConfig {
@@ -33,6 +37,9 @@ impl CriuConfig {
         let mut text = format!("network-lock skip\nghost-limit {GHOST_LIMIT}\n");
         if let Some(seconds) = self.freeze_timeout {
             text.push_str(&format!("timeout {seconds}\n"));
+        }
+        if let Some(socket) = self.page_socket {
+            text.push_str(&format!("ps-socket {socket}\n"));
         }
         if let Some(script) = &self.action_script {
             let path = script.to_str().filter(|p| {
@@ -67,12 +74,13 @@ mod tests {
         let text = CriuConfig {
             action_script: Some("/run/tranship/hooks/m/script".into()),
             freeze_timeout: Some(5),
+            page_socket: Some(64),
         }
         .render()
         .unwrap();
         assert_eq!(
             text,
-            "network-lock skip\nghost-limit 4294967296\ntimeout 5\naction-script /run/tranship/hooks/m/script\n"
+            "network-lock skip\nghost-limit 4294967296\ntimeout 5\nps-socket 64\naction-script /run/tranship/hooks/m/script\n"
         );
     }
 
@@ -80,7 +88,7 @@ mod tests {
     fn refuses_paths_that_would_add_options() {
         for path in ["/a b", "/a\nlog-file /etc/passwd", "relative", "/a#b", "/a\"b"] {
             assert!(
-                CriuConfig { action_script: Some(path.into()), freeze_timeout: None }.render().is_err(),
+                CriuConfig { action_script: Some(path.into()), ..Default::default() }.render().is_err(),
                 "{path:?}"
             );
         }

@@ -1,5 +1,6 @@
 //! The engine for a host without any: an OCI runtime, conmon, and directories of our own.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,8 +227,8 @@ impl Engine for Bare {
         Box::pin(lifecycle::retire(self, name, released))
     }
 
-    fn dump_config(&self, migration: MigrationId) -> Result<PathBuf> {
-        let written = HookFiles::new(&self.layout.run_dir, migration).write_dump();
+    fn dump_config(&self, migration: MigrationId, page_socket: Option<RawFd>) -> Result<PathBuf> {
+        let written = HookFiles::new(&self.layout.run_dir, migration).write_dump(page_socket);
         written.map_err(EngineError::io("write criu configuration below", &self.layout.run_dir))
     }
 

@@ -42,6 +42,7 @@ pub(super) struct RestoreArguments<'a> {
     pub image_dir: &'a Path,
     pub work_dir: &'a Path,
     pub criu_config: &'a Path,
+    pub lazy: bool,
 }
 
 #[derive(Deserialize)]
@@ -144,14 +145,15 @@ impl Conmon {
                 command.arg("--restore").arg(restore.image_dir).env("CRIU_CONFIG_FILE", restore.criu_config);
             let work_dir = restore.work_dir.to_string_lossy().into_owned();
             // conmon names the bundle as work directory; the last one given counts.
-            for option in [
+            let options = [
                 "--work-path",
                 &work_dir,
                 "--tcp-established",
                 "--file-locks",
                 "--manage-cgroups-mode",
                 "ignore",
-            ] {
+            ];
+            for option in options.into_iter().chain(restore.lazy.then_some("--lazy-pages")) {
                 command = command.arg("--runtime-opt").arg(option);
             }
         }

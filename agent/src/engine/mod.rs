@@ -17,6 +17,7 @@ mod paths;
 mod policy;
 mod restore;
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -124,7 +125,7 @@ pub trait Engine: Send + Sync {
     fn retire<'a>(&'a self, name: &'a ContainerName, released: Epoch) -> BoxFuture<'a, Result<()>>;
 
     /// CRIU configuration for a dump of this migration.
-    fn dump_config(&self, migration: MigrationId) -> Result<PathBuf>;
+    fn dump_config(&self, migration: MigrationId, page_socket: Option<RawFd>) -> Result<PathBuf>;
 
     /// Removes script and configuration files of a migration. Idempotent.
     fn forget_migration(&self, migration: MigrationId) -> Result<()>;

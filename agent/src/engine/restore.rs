@@ -22,6 +22,8 @@ pub struct RestoreRequest {
     pub image_dir: PathBuf,
     /// For CRIU's log and statistics; made when missing.
     pub work_dir: PathBuf,
+    /// Leave private memory to the fill process that listens in `work_dir`.
+    pub lazy: bool,
 }
 
 /// A restore on its way. Dropping it neither releases nor ends the restore.
@@ -57,6 +59,7 @@ pub(super) async fn start(bare: &Bare, arrival: &Arrival, request: &RestoreReque
         image_dir: &request.image_dir,
         work_dir: &request.work_dir,
         criu_config: &criu_config,
+        lazy: request.lazy,
     };
     let sync = bare.conmon.start(name, &dirs, Some(arguments)).await?;
     Ok(RestoreHandle {

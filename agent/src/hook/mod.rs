@@ -16,6 +16,7 @@ mod server;
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::RawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -81,15 +82,15 @@ impl HookFiles {
             .open(&script)?
             .write_all(text.as_bytes())?;
         let config = self.dir.join("criu.conf");
-        CriuConfig { action_script: Some(script), freeze_timeout: None }.write(&config)?;
+        CriuConfig { action_script: Some(script), ..Default::default() }.write(&config)?;
         Ok(config)
     }
 
-    /// Writes the configuration for a dump; returns its path.
-    pub fn write_dump(&self) -> io::Result<PathBuf> {
+    /// Writes the configuration for a dump, with the descriptor of its page socket; returns its path.
+    pub fn write_dump(&self, page_socket: Option<RawFd>) -> io::Result<PathBuf> {
         self.make_dir()?;
         let config = self.dir.join("dump.conf");
-        CriuConfig::default().write(&config)?;
+        CriuConfig { page_socket, ..Default::default() }.write(&config)?;
         Ok(config)
     }
 

@@ -6,9 +6,15 @@
 //! source. The remaining images are small; they follow when the dump has ended. What the
 //! container's files look like on disk is not known here.
 
+pub mod fill;
+pub mod map;
 pub mod page_server;
+pub mod pagemap;
 pub mod receive;
 pub mod send;
+pub mod source;
+pub mod store;
+pub mod table;
 
 /// Directory permissions of everything made here: images hold all of a container's secrets.
 pub const DIR_MODE: u32 = 0o700;

@@ -9,8 +9,8 @@
 //! is reported to CRIU as a protocol error, which makes the dump fail and leaves the tasks as they
 //! were. Not done: TLS (loopback only) and the legacy commands of CRIU before 3.
 
+use super::pagemap::{self, Entry, PE_PARENT, PE_PRESENT};
 use super::send::{ImageSender, OpenImage, SendError};
-use prost::Message;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,22 +20,14 @@ use std::time::Duration;
 const PAGE: u64 = 4096;
 /// First page-image number, as CRIU's own server starts.
 const FIRST_PAGES_ID: u32 = 0x10001;
-/// Most page-map entries of one object: 16 million runs of pages.
-const MAX_ENTRIES: usize = 16 << 20;
 /// Most objects (processes and shared memory segments) in a dump.
 const MAX_OBJECTS: u32 = 1 << 20;
-
-const IMG_COMMON_MAGIC: u32 = 0x5456_4319;
-const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 
 const PS_IOV_OPEN2: u32 = 4;
 const PS_IOV_PARENT: u32 = 5;
 const PS_IOV_ADD_F: u32 = 6;
 const PS_IOV_CLOSE: u32 = 0x1023;
 const PS_IOV_FORCE_CLOSE: u32 = 0x1024;
-
-const PE_PARENT: u32 = 1;
-const PE_PRESENT: u32 = 4;
 
 /// Layout of CRIU's command structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,29 +76,11 @@ pub enum PageError {
     Stopped,
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct PagemapHead {
-    #[prost(uint32, required, tag = "1")]
-    pages_id: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PagemapEntry {
-    #[prost(uint64, required, tag = "1")]
-    vaddr: u64,
-    #[prost(uint32, required, tag = "2")]
-    compat_nr_pages: u32,
-    #[prost(uint32, optional, tag = "4")]
-    flags: Option<u32>,
-    #[prost(uint64, optional, tag = "5")]
-    nr_pages: Option<u64>,
-}
-
 struct Object {
     name: String,
     pages_id: u32,
     pages: OpenImage,
-    entries: Vec<PagemapEntry>,
+    entries: Vec<Entry>,
 }
 
 struct Command {
@@ -245,21 +219,15 @@ impl Session<'_> {
         if c.flags & PE_PARENT != 0 {
             return Err(PageError::Protocol("pages of a parent image that was never asked for".into()));
         }
-        if object.entries.len() >= MAX_ENTRIES {
-            return Err(PageError::Protocol(format!("more than {MAX_ENTRIES} runs of pages")));
+        if object.entries.len() >= pagemap::MAX_ENTRIES {
+            return Err(PageError::Protocol(format!("more than {} runs of pages", pagemap::MAX_ENTRIES)));
         }
         let bytes = c
             .nr_pages
             .checked_mul(PAGE)
             .filter(|b| c.vaddr.checked_add(*b).is_some())
             .ok_or_else(|| PageError::Protocol(format!("{} pages at {:#x}", c.nr_pages, c.vaddr)))?;
-        object.entries.push(PagemapEntry {
-            vaddr: c.vaddr,
-            // Readers before 4.2 know this field only.
-            compat_nr_pages: u32::try_from(c.nr_pages).unwrap_or(0),
-            flags: Some(c.flags),
-            nr_pages: Some(c.nr_pages),
-        });
+        object.entries.push(Entry { vaddr: c.vaddr, pages: c.nr_pages, flags: c.flags });
         if c.flags & PE_PRESENT != 0 {
             self.totals.pages += c.nr_pages;
             self.images
@@ -272,25 +240,12 @@ impl Session<'_> {
     fn close_object(&mut self) -> Result<(), PageError> {
         let Some(object) = self.current.take() else { return Ok(()) };
         self.images.end(object.pages)?;
-        let mut image = Vec::with_capacity(64 + object.entries.len() * 24);
-        image.extend_from_slice(&IMG_COMMON_MAGIC.to_le_bytes());
-        image.extend_from_slice(&PAGEMAP_MAGIC.to_le_bytes());
-        append(&mut image, &PagemapHead { pages_id: object.pages_id });
-        for entry in &object.entries {
-            append(&mut image, entry);
-        }
+        let image = pagemap::image(object.pages_id, &object.entries);
         let mut file = self.images.start(&object.name)?;
         self.images.write(&mut file, &image)?;
         self.images.end(file)?;
         Ok(())
     }
-}
-
-/// CRIU's image framing: a 32-bit length before each message.
-fn append(image: &mut Vec<u8>, message: &impl Message) {
-    let length = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX);
-    image.extend_from_slice(&length.to_le_bytes());
-    image.extend_from_slice(&message.encode_to_vec());
 }
 
 fn parse_command(raw: &[u8; 32], layout: Layout) -> Command {

@@ -3,13 +3,11 @@
 //! Everything is the peer's word: names are plain file names made once, sizes are counted against
 //! a limit fixed before the first byte, and each file must match its digest before it counts.
 
-use super::DIR_MODE;
 use crate::transport::bulk::{BulkError, BulkReader, Record};
 use rustix::fs::{Mode, OFlags};
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use tranship_proto::bulk::{ImageData, ImageEnd, ImageStart, ImagesEnd, RecordKind};
 use tranship_proto::codec;
@@ -73,7 +71,7 @@ pub struct Received {
     pub bytes: u64,
 }
 
-/// Takes image files into `dir`, which must not exist yet; at most `limit` bytes. Blocking.
+/// Takes image files into `dir`, which has none of them yet; at most `limit` bytes. Blocking.
 ///
 /// Returns after the stream's own end record, checked against what came. On an error the directory
 /// is left for the caller to remove.
@@ -82,7 +80,6 @@ pub fn receive_images(reader: &mut BulkReader, dir: &Path, limit: u64) -> Result
         let path = path.to_path_buf();
         move |source: std::io::Error| ReceiveError::Write { path, source }
     };
-    std::fs::DirBuilder::new().mode(DIR_MODE).create(dir).map_err(at(dir))?;
     let dir_fd: OwnedFd = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| at(dir)(e.into()))?;
     let mut names = HashSet::new();

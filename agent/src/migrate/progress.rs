@@ -4,11 +4,13 @@
 //! figures, never for a decision of the machine. The stop flag lives here too, because both sides
 //! hold it.
 
+use crate::migrate::source::Forecast;
 use crate::transport::bulk::Meter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::watch;
+use tranship_proto::handoff::MemoryMode;
 use tranship_proto::status::{EventBody, Phase, Summary};
 
 /// Moments of a migration at the source, by its monotonic clock.
@@ -39,13 +41,19 @@ pub struct Shared {
     pub note: Mutex<String>,
     /// Last pass the destination has applied, by tree index.
     pub passes: watch::Sender<Vec<u32>>,
+    /// Last round over the memory that the destination has applied.
+    pub rounds: watch::Sender<u32>,
+    /// Set when both sides have agreed on it.
+    pub fast: AtomicBool,
+    /// What the blackout was predicted to be before the freeze.
+    pub forecast: Mutex<Option<Forecast>>,
 }
 
 impl Shared {
-    /// Nothing yet.
-    pub fn new() -> Arc<Self> {
+    /// Nothing yet; bulk streams are to use this meter.
+    pub fn new(bulk: Meter) -> Arc<Self> {
         Arc::new(Self {
-            bulk: Arc::new(Meter::default()),
+            bulk: Arc::new(bulk),
             expected: AtomicU64::new(0),
             file_bytes: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
@@ -53,12 +61,20 @@ impl Shared {
             marks: Mutex::new(Marks::default()),
             note: Mutex::new(String::new()),
             passes: watch::Sender::new(Vec::new()),
+            rounds: watch::Sender::new(0),
+            fast: AtomicBool::new(false),
+            forecast: Mutex::new(None),
         })
     }
 
     /// Whether the step was asked to end.
     pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether memory travels in rounds.
+    pub fn fast(&self) -> bool {
+        self.fast.load(Ordering::Relaxed)
     }
 
     /// Sets the words for the end of the phase.
@@ -87,9 +103,11 @@ impl Progress {
         Self { shared, phase: None, base: 0, last: (0, Instant::now()) }
     }
 
-    /// The stop flag.
-    pub fn meter_stop(&self) -> &AtomicBool {
-        &self.shared.stop
+    /// Asks the running step to end soon (or takes that back, for a step that is to run): flag and
+    /// streams.
+    pub fn stop(&self, stop: bool) {
+        self.shared.stop.store(stop, Ordering::Relaxed);
+        self.shared.bulk.give_up(stop);
     }
 
     /// Notes that the destination has applied a pass.
@@ -103,6 +121,21 @@ impl Progress {
                 p[i] = p[i].max(pass);
             }
         });
+    }
+
+    /// Notes that the destination has applied a round over the memory.
+    pub fn round_done(&self, round: u32) {
+        self.shared.rounds.send_modify(|r| *r = (*r).max(round));
+    }
+
+    /// Notes how memory is to travel.
+    pub fn agreed(&self, mode: MemoryMode) {
+        self.shared.fast.store(mode == MemoryMode::Fast, Ordering::Relaxed);
+    }
+
+    /// What was predicted before the freeze.
+    pub fn forecast(&self) -> Option<Forecast> {
+        self.shared.forecast.lock().ok().and_then(|f| *f)
     }
 
     /// A phase begins.

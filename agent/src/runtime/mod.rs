@@ -7,11 +7,13 @@ mod cgroup;
 mod runc;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 pub use cgroup::{Cgroup, CgroupError, Events, StuckProcess};
 pub use runc::{Runc, RuncConfig};
@@ -53,8 +55,25 @@ pub struct RuntimeState {
     pub pid: i32,
 }
 
+/// Where a dump leaves the contents of memory.
+#[derive(Debug)]
+pub enum Pages {
+    /// In files beside the other images.
+    Files,
+    /// Sent to this page server while it dumps.
+    Server(SocketAddr),
+    /// Private memory stays where it is: whoever wants it reads the frozen processes.
+    Left {
+        /// What CRIU serves such pages over, named in the configuration file. With its other end
+        /// closed CRIU ends as soon as the images are there.
+        socket: OwnedFd,
+        /// Told when all images are there; the runtime takes some ten milliseconds more to end.
+        images_done: oneshot::Sender<()>,
+    },
+}
+
 /// What to dump and where to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct CheckpointRequest {
     /// The container, frozen by [`Runtime::freeze`].
     pub id: String,
@@ -66,8 +85,8 @@ pub struct CheckpointRequest {
     pub criu_config: PathBuf,
     /// Keep established TCP connections.
     pub tcp_established: bool,
-    /// Send memory pages to this page server instead of writing them to `image_dir`.
-    pub page_server: Option<SocketAddr>,
+    /// Where the contents of memory go.
+    pub pages: Pages,
     /// After this time the dump is reported as stuck. It is not killed: see [`crate::command::OnAbandon::Leave`].
     pub limit: Duration,
 }
@@ -191,7 +210,7 @@ pub trait Runtime: Send + Sync {
     /// Cancel safety: a dropped future does not stop the dump; see [`CheckpointRequest::limit`].
     fn checkpoint<'a>(
         &'a self,
-        request: &'a CheckpointRequest,
+        request: CheckpointRequest,
     ) -> BoxFuture<'a, Result<CheckpointReport, RuntimeError>>;
 
     /// Kills all processes of a container without letting a frozen one run again, and waits until none is left.

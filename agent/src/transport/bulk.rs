@@ -8,10 +8,11 @@
 
 use super::endpoint::Connection;
 use super::framing::{FrameError, read_message};
+pub use super::meter::Meter;
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, oneshot};
 use tranship_proto::bulk::{BulkOpen, MAX_DATA, RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use tranship_proto::error::WireError;
@@ -42,15 +43,6 @@ pub enum BulkError {
         /// Records before the cut.
         records: u64,
     },
-}
-
-/// Bytes read and sent, shared with whoever shows progress.
-#[derive(Debug, Default)]
-pub struct Meter {
-    /// Bytes of content read at the source.
-    pub read: AtomicU64,
-    /// Bytes put on the wire for them.
-    pub sent: AtomicU64,
 }
 
 enum Item {

@@ -8,6 +8,7 @@ pub mod bulk;
 pub mod endpoint;
 pub mod framing;
 pub mod identity;
+pub mod meter;
 
 pub use endpoint::{Endpoint, TransportError};
 pub use identity::{Identity, Role};

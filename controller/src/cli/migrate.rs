@@ -8,9 +8,11 @@ use crate::fleet::Located;
 use crate::follow::{Follow, Interrupt, Interrupts, Outcome, SEARCH, follow_hint};
 use crate::output::clean;
 use crate::progress::{Subject, View, summary_text, view};
+use crate::spec;
 use serde_json::json;
 use std::time::Duration;
-use tranship_proto::control::{MigrateRequest, Reply, Request};
+use tranship_proto::control::{MigrateOptions, MigrateRequest, Reply, Request};
+use tranship_proto::handoff::MemoryMode;
 use tranship_proto::ids::{ContainerName, HostName};
 use tranship_proto::status::Reason;
 
@@ -21,7 +23,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(120);
 pub(super) fn help_end(alone: bool) -> String {
     let me = if alone { "migrate" } else { "tranship migrate" };
     format!(
-        "Examples:\n  {me} web --to host-b\n  {me} web --to host-b --dry-run\n  {me} db --from host-a --to host-c \
+        "Examples:\n  {me} web --to host-b\n  {me} web --to host-b --dry-run\n  {me} web --to host-b --bandwidth 100M\n  {me} db --from host-a --to host-c \
          --output json\n  {me} web --to host-b --detach\n\n{}",
         exit::help()
     )
@@ -58,12 +60,45 @@ pub struct Migrate {
     /// Return as soon as the migration is accepted
     #[arg(long, conflicts_with = "dry_run")]
     detach: bool,
+    /// Send at most so many bytes per second, for example 500K, 100M, 2G (powers of 1000)
+    #[arg(long, value_name = "RATE", value_parser = spec::rate)]
+    bandwidth: Option<u64>,
+    /// How memory travels: in rounds while the container runs (fast), or all of it while it is frozen
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Fast)]
+    mode: Mode,
+    /// Freeze only when the blackout is predicted to be no longer than this, for example 500ms
+    #[arg(long, value_name = "TIME", value_parser = spec::duration)]
+    max_blackout: Option<Duration>,
+    /// Leave the container running here if it is not frozen within this time, for example 60s
+    #[arg(long, value_name = "TIME", value_parser = spec::duration)]
+    timeout: Option<Duration>,
     /// Show only the summary
     #[arg(long)]
     no_progress: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    Fast,
+    Plain,
+}
+
 impl Migrate {
+    fn options(&self) -> MigrateOptions {
+        MigrateOptions {
+            bandwidth: self.bandwidth,
+            mode: match self.mode {
+                Mode::Fast => MemoryMode::Fast,
+                Mode::Plain => MemoryMode::Plain,
+            },
+            max_blackout_ms: self.max_blackout.map(|d| u32::try_from(d.as_millis()).unwrap_or(u32::MAX)),
+            timeout_s: self.timeout.map(|d| {
+                let whole = d.as_secs() + u64::from(d.subsec_nanos() > 0);
+                u32::try_from(whole).unwrap_or(u32::MAX)
+            }),
+        }
+    }
+
     pub(super) async fn execute(self, context: &Context) -> Result<u8, Error> {
         if self.from.as_ref() == Some(&self.to) {
             return Err(same_host(&self.name, &self.to));
@@ -72,9 +107,14 @@ impl Migrate {
         if row.host == self.to {
             return Err(same_host(&self.name, &self.to));
         }
+        self.options().check().map_err(|e| Error::usage(e.to_string()))?;
         let mut interrupts = Interrupts::new()?;
-        let request =
-            MigrateRequest { container: self.name.clone(), to: self.to.clone(), dry_run: self.dry_run };
+        let request = MigrateRequest {
+            container: self.name.clone(),
+            to: self.to.clone(),
+            dry_run: self.dry_run,
+            options: self.options(),
+        };
         let mut replies = agent.open(Request::Migrate(request)).await?;
         let first = tokio::select! {
             r = tokio::time::timeout(FIRST_ANSWER, replies.next()) => match r {

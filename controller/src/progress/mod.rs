@@ -155,7 +155,8 @@ pub fn summary_text(subject: &Subject, s: &Summary) -> String {
         (read, sent) => format!(", ratio {:.2}", read as f64 / sent as f64),
     };
     line("sent", format!("{}{ratio}", bytes(s.bytes_sent)));
-    line("frozen", micros(s.frozen_us));
+    let predicted = s.predicted_us.map_or_else(String::new, |p| format!(", {} predicted", micros(p)));
+    line("frozen", format!("{}{predicted}", micros(s.frozen_us)));
     line(
         "blackout",
         match s.blackout_us {
@@ -229,6 +230,7 @@ pub(crate) mod tests {
             memory_bytes: 212 << 20,
             frozen_us: 182_000,
             blackout_us: None,
+            predicted_us: None,
         };
         assert_eq!(
             summary_text(&subject(), &s),
@@ -237,9 +239,10 @@ pub(crate) mod tests {
              \x20 frozen    182 ms\n  blackout  no packets seen"
         );
         s.blackout_us = Some(190_500);
+        s.predicted_us = Some(170_000);
         assert!(
             summary_text(&subject(), &s)
-                .ends_with("blackout  190 ms from the last packet in to the first packet out")
+                .ends_with("frozen    182 ms, 170 ms predicted\n  blackout  190 ms from the last packet in to the first packet out")
         );
     }
 }

@@ -2,7 +2,8 @@
 
 use tranship_proto::bulk::{BulkContent, BulkOpen};
 use tranship_proto::control::{
-    Hello, LinkSpec, MigrateRequest, Reply, Request, RootfsSpec, RunRequest, VolumeSpec, Welcome,
+    Hello, LinkSpec, MigrateOptions, MigrateRequest, Reply, Request, RootfsSpec, RunRequest, VolumeSpec,
+    Welcome,
 };
 use tranship_proto::handoff::{
     Envelope, Handoff, MemoryMode, MemoryTotals, Offer, Position, ResumeTimes, Totals, TreeOffer,
@@ -12,7 +13,7 @@ use tranship_proto::pages::PagesEnd;
 use tranship_proto::registry::Message;
 use tranship_proto::status::{
     ContainerRow, Event, EventBody, Failure, HostInfo, HostRow, MigrationStatus, Phase, Progressing, Reason,
-    Side, Summary,
+    Resolution, Side, Summary,
 };
 use tranship_proto::tree::{Content, Entry, EntryKind, Meta, Time, TreeMeta, Xattr};
 
@@ -34,6 +35,7 @@ fn summary() -> Summary {
         memory_bytes: 200,
         frozen_us: 150_000,
         blackout_us: Some(160_000),
+        predicted_us: Some(155_000),
     }
 }
 
@@ -51,6 +53,11 @@ fn status() -> MigrationStatus {
         updated_unix_ms: 1_700_000_001_000,
         failure: None,
         summary: Some(summary()),
+        resolution: Some(Resolution {
+            run_at: Side::Destination,
+            by: "operator alice".into(),
+            at_unix_ms: 1_700_000_000_500,
+        }),
     }
 }
 
@@ -128,12 +135,19 @@ fn requests() -> Vec<(&'static str, Request)> {
                 container: "web".parse().unwrap(),
                 to: "host-b".parse().unwrap(),
                 dry_run: true,
+                options: MigrateOptions {
+                    bandwidth: Some(100_000_000),
+                    mode: MemoryMode::Fast,
+                    max_blackout_ms: Some(500),
+                    timeout_s: Some(60),
+                },
             }),
         ),
         ("request.watch", Request::Watch { migration, from_seq: 1 }),
         ("request.cancel", Request::Cancel { migration }),
         ("request.status", Request::Status { id: Some("099a8057".into()) }),
         ("request.history", Request::History { limit: 20 }),
+        ("request.resolve", Request::Resolve { migration, run_at: Side::Destination }),
     ]
 }
 
@@ -227,6 +241,8 @@ fn handoffs() -> Vec<(&'static str, Handoff)> {
         ("handoff.position.released", Handoff::Position(Position::Released)),
         ("handoff.position.owner", Handoff::Position(Position::Owner)),
         ("handoff.position.ended", Handoff::Position(Position::Ended)),
+        ("handoff.position.taken", Handoff::Position(Position::Taken)),
+        ("handoff.position.taken_back", Handoff::Position(Position::TakenBack)),
         ("handoff.round_done", Handoff::RoundDone { round: 2 }),
     ]
 }

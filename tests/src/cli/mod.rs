@@ -69,6 +69,9 @@ enum Command {
     /// A client that checks what a server answers (used by scenarios, in the client namespace)
     #[command(subcommand, hide = true)]
     Load(crate::client::Load),
+    /// A server whose memory checks itself (used by `bench precopy`, in a container)
+    #[command(hide = true)]
+    Workload(crate::workload::Workload),
     /// The first process of a host (used by `up`)
     #[command(hide = true)]
     HostInit(up::HostInit),
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Bench(bench) => bench.run(),
         Command::Demo(args) => args.run(),
         Command::Load(load) => Ok(crate::client::run(load)),
+        Command::Workload(args) => args.run(),
         Command::HostInit(args) => args.run(),
     };
     match done {

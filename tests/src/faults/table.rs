@@ -27,8 +27,7 @@ pub(super) fn told(outcomes: &[Outcome]) -> String {
             continue;
         }
         let number = |good: &dyn Fn(&Outcome) -> bool| of.iter().filter(|o| good(o)).count().to_string();
-        let gaps: Vec<u64> = of.iter().map(|o| o.gap_ms).collect();
-        let gap = spread(&gaps);
+        let gap = spread(of.iter().map(|o| o.gap_ms as f64));
         let ms = |pick: fn(&crate::bench::Spread) -> f64| {
             gap.as_ref().map_or_else(String::new, |s| format!("{:.0} ms", pick(s)))
         };
@@ -49,15 +48,15 @@ pub(super) fn told(outcomes: &[Outcome]) -> String {
     }
     let mut text = table.to_string();
     let restarts = outcomes.iter().flat_map(|o| &o.restarts);
-    let ready: Vec<u64> = restarts.clone().map(|r| r.ready_ms).collect();
-    let answered: Vec<u64> = restarts.filter_map(|r| r.answered_ms).collect();
-    if let Some(ready) = spread(&ready) {
+    let ready = restarts.clone().map(|r| r.ready_ms as f64);
+    let answered = restarts.filter_map(|r| r.answered_ms).map(|ms| ms as f64);
+    if let Some(ready) = spread(ready) {
         text.push_str(&format!(
             "\n{} restarts of an agent, ready after {:.0} ms (median)",
             ready.count, ready.median
         ));
     }
-    if let Some(answered) = spread(&answered) {
+    if let Some(answered) = spread(answered) {
         text.push_str(&format!(
             "\nafter {} of them the client waited: heard again {:.0} ms after the agent was ready (median), at most {:.0} ms",
             answered.count, answered.median, answered.high

@@ -8,14 +8,18 @@ use crate::engine::{Arrival, MovedContainer};
 use crate::migrate::source::{bytes, cpu_features, engine_failure};
 use crate::network;
 use std::time::Duration;
-use tranship_proto::handoff::{MAX_DOCUMENT, MAX_TREES, Offer};
+use tranship_proto::handoff::{MAX_DOCUMENT, MAX_TREES, MemoryMode, Offer};
 use tranship_proto::ids::{Epoch, MigrationId};
 use tranship_proto::network::NetCapture;
+use tranship_proto::pages::{PAGE, slots_for};
 use tranship_proto::status::{Failure, Reason, Side};
 
 /// How long somebody on the segment may take to defend an address (RFC 5227 waits longer; a
 /// neighbour that takes more than this has not answered ARP in time for anyone).
 const PROBE: Duration = Duration::from_millis(450);
+
+/// Memory that filling in takes beside what is filled in: tables, and pages on their way.
+const FILL_MARGIN: u64 = 128 << 20;
 
 /// An offer that was accepted, in this host's words.
 pub(super) struct Accepted {
@@ -23,6 +27,8 @@ pub(super) struct Accepted {
     pub(super) capture: NetCapture,
     /// Bytes set aside for images.
     pub(super) image_bytes: u64,
+    /// How memory comes.
+    pub(super) memory: MemoryMode,
     pub(super) notices: Vec<String>,
 }
 
@@ -84,7 +90,15 @@ pub(super) async fn check(
     if arrival.trees.len() != offer.trees.len() {
         return Err(refuse("the offer's trees do not match its description of the container"));
     }
-    let image_bytes = room(ctx, offer)?;
+    let mut notices = Vec::new();
+    let memory = match lazy_obstacle(ctx) {
+        Some(why) if offer.memory == MemoryMode::Fast => {
+            notices.push(format!("memory is carried while the container is stopped, since {host} {why}"));
+            MemoryMode::Plain
+        }
+        _ => offer.memory,
+    };
+    let image_bytes = room(ctx, offer, memory)?;
 
     let capture: NetCapture = serde_json::from_slice(&offer.network_json)
         .map_err(|e| refuse(format!("the offer's network cannot be read: {e}")))?;
@@ -111,7 +125,6 @@ pub(super) async fn check(
         return Err(refuse(text)
             .hint(format!("find it with `ip neigh` or `arping {}` and take the address from it", c.ip)));
     }
-    let mut notices = Vec::new();
     if offer.kernel != ctx.capabilities.kernel {
         notices.push(format!(
             "kernels differ: {} at the source, {} on {host}",
@@ -119,7 +132,7 @@ pub(super) async fn check(
             ctx.capabilities.kernel
         ));
     }
-    Ok(Accepted { arrival, capture, image_bytes, notices })
+    Ok(Accepted { arrival, capture, image_bytes, memory, notices })
 }
 
 fn refused(error: &crate::engine::EngineError) -> Failure {
@@ -176,8 +189,16 @@ fn processor(ctx: &Context, offer: &Offer) -> Result<(), Failure> {
         .hint("choose a host with the same or a newer processor"))
 }
 
+/// Why a container cannot be filled in here while it runs.
+fn lazy_obstacle(ctx: &Context) -> Option<&'static str> {
+    if !ctx.capabilities.features.iter().any(|f| f == "uffd-noncoop") {
+        return Some("has no CRIU or kernel that can restore without it");
+    }
+    (rustix::param::page_size() as u64 != PAGE).then_some("has pages of another size")
+}
+
 /// Memory for images and for the container itself, and disk for its files.
-fn room(ctx: &Context, offer: &Offer) -> Result<u64, Failure> {
+fn room(ctx: &Context, offer: &Offer, memory: MemoryMode) -> Result<u64, Failure> {
     let host = &ctx.config.host;
     let available = memory_available();
     let allowed = match ctx.config.limits.image_memory_mib {
@@ -185,8 +206,13 @@ fn room(ctx: &Context, offer: &Offer) -> Result<u64, Failure> {
         mib => (mib << 20).min(available),
     };
     // Images beside pages are small; what is dumped between now and then may grow.
-    let images = offer.memory_bytes.saturating_add(offer.memory_bytes / 4).saturating_add(64 << 20);
-    if images > allowed || images.saturating_add(offer.memory_bytes) > available {
+    let images = u64::from(slots_for(offer.memory_bytes)) * PAGE;
+    // What is filled in from the store is given back by it, page by page.
+    let beside = match memory {
+        MemoryMode::Plain => offer.memory_bytes,
+        MemoryMode::Fast => FILL_MARGIN,
+    };
+    if images > allowed || images.saturating_add(beside) > available {
         let text = format!(
             "not enough memory on {host}: the container has {}, which takes {} of images beside it; {} may be used for images, {} are available",
             bytes(offer.memory_bytes),

@@ -4,7 +4,9 @@
 mod check;
 pub mod driver;
 pub mod machine;
+mod memory;
 mod receive;
 pub mod work;
 
 pub(crate) use check::{disk_available, memory_available};
+pub(crate) use memory::take_up;

@@ -5,14 +5,18 @@
 
 use super::check::{Accepted, check};
 use super::machine::Acceptance;
+use super::memory;
 use super::receive::{Receiving, images};
 use crate::context::Context;
-use crate::engine::{ContainerState, RestoreHandle, RestoreRequest};
+use crate::engine::{ContainerState, RestoreHandle};
+use crate::memory::DIR_MODE;
 use crate::memory::receive::Received;
+use crate::memory::store::Store;
 use crate::migrate::source::{engine_failure, remove_dir};
 use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
 use crate::storage::StorePolicy;
 use quinn::RecvStream;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +41,8 @@ const GROWTH: u64 = 1 << 30;
 /// What was made ready before the blackout.
 struct Room {
     trees: Vec<Receiving>,
+    // Where memory comes in rounds.
+    memory: Option<Arc<Store>>,
     ports: Vec<Port>,
     watch: Option<PacketWatch>,
 }
@@ -125,8 +131,14 @@ impl Work {
         if let (Some(arrival), Ok(capture)) = (arrival, capture) {
             let ports = network::ports_of_capture(&work.offer.container, &capture);
             let watch = ports.first().and_then(|p| PacketWatch::start(p).ok());
-            let _ = work.accepted.set(Accepted { arrival, capture, image_bytes: 0, notices: Vec::new() });
-            let _ = work.room.set(Room { trees: Vec::new(), ports, watch });
+            let _ = work.accepted.set(Accepted {
+                arrival,
+                capture,
+                image_bytes: 0,
+                memory: MemoryMode::Plain,
+                notices: Vec::new(),
+            });
+            let _ = work.room.set(Room { trees: Vec::new(), memory: None, ports, watch });
             work.ready.send_replace(Some(Ok(())));
         } else {
             let text = "an earlier agent has left nothing of the arrival";
@@ -156,13 +168,14 @@ impl Work {
         let accepted = self.accepted()?;
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
         let mut slot = self.handle.lock().await;
-        if slot.as_ref().is_some_and(RestoreHandle::connected) {
+        let filled = memory::held_well(&self.ctx, &self.offer.container, &self.image_dir()).await;
+        if filled && slot.as_ref().is_some_and(RestoreHandle::connected) {
             return Ok(0);
         }
         let mut handle = self.ctx.engine.resume_hold(&accepted.arrival).await.map_err(engine)?;
         // One that has died under this agent's eyes does not come back.
         let wait = if self.recovered { FIND_HOLD } else { HOLD_BACK };
-        if handle.held(wait).await.is_err() {
+        if !filled || handle.held(wait).await.is_err() {
             handle = self.restore_again(accepted).await?;
         }
         *slot = Some(handle);
@@ -176,6 +189,7 @@ impl Work {
         let name = self.offer.container.as_str();
         self.ctx.runtime.kill_frozen(name, RESUME_LIMIT).await.map_err(runtime)?;
         self.ctx.runtime.delete(name).await.map_err(runtime)?;
+        memory::call_off(&self.ctx, &self.offer.container).await?;
         if !self.netns.exists() {
             let hint = |e: network::NetworkError| failed("make the container's network again", &e, e.hint());
             let netns = Netns::create(&self.ctx.config.run_dir, &self.offer.container).await.map_err(hint)?;
@@ -183,8 +197,7 @@ impl Work {
                 .await
                 .map_err(hint)?;
         }
-        let image_dir = self.image_dir();
-        let request = RestoreRequest { work_dir: image_dir.join("work"), image_dir };
+        let request = memory::restore_request(&self.ctx, &self.offer.container, self.image_dir()).await?;
         let mut handle = self.ctx.engine.restore(&accepted.arrival, &request).await.map_err(engine)?;
         let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
         handle.held(limit).await.map_err(engine)?;
@@ -196,14 +209,19 @@ impl Work {
         self.handle.lock().await.as_ref().is_some_and(RestoreHandle::connected)
     }
 
-    /// Waits until a restore that is held dies without having been told anything; `None` when it is told.
+    /// Waits until a restore that is held dies without having been told anything, or loses its memory;
+    /// `None` when it is told.
     pub async fn hold_lost(&self) -> Option<Failure> {
         let hold = self.handle.lock().await.as_ref().map(RestoreHandle::hold)?;
-        hold.lost().await.then(|| {
-            let text = format!("the held restore of container {} has died", self.offer.container);
-            Failure::new(Reason::Failed, Side::Destination, text)
-                .hint("the log of the destination says more; was it killed, or is the host out of memory?")
-        })
+        let image_dir = self.image_dir();
+        tokio::select! {
+            Some(lost) = memory::hold_lost(&self.ctx, &self.offer.container, &image_dir) => Some(lost),
+            lost = hold.lost() => lost.then(|| {
+                let text = format!("the held restore of container {} has died", self.offer.container);
+                Failure::new(Reason::Failed, Side::Destination, text)
+                    .hint("the log of the destination says more; was it killed, or is the host out of memory?")
+            }),
+        }
     }
 
     fn image_dir(&self) -> PathBuf {
@@ -219,9 +237,9 @@ impl Work {
     /// Looks at the offer. Touches nothing.
     pub async fn check(&self) -> Result<Acceptance, Failure> {
         let accepted = check(&self.ctx, self.id, self.epoch, &self.offer).await?;
-        let notices = accepted.notices.clone();
+        let (notices, memory) = (accepted.notices.clone(), accepted.memory);
         let _ = self.accepted.set(accepted);
-        Ok(Acceptance { notices, memory: MemoryMode::Plain })
+        Ok(Acceptance { notices, memory })
     }
 
     /// Makes directories, namespace and links, all of it gated. Bulk streams wait for it.
@@ -256,6 +274,12 @@ impl Work {
             let made = tokio::task::spawn_blocking(move || Receiving::create(path, policy)).await;
             trees.push(made.map_err(|e| Failure::new(Reason::Internal, Side::Destination, e.to_string()))??);
         }
+        let images = self.image_dir();
+        std::fs::DirBuilder::new()
+            .mode(DIR_MODE)
+            .create(&images)
+            .map_err(|e| failed(&format!("create {}", images.display()), &e, None))?;
+        let memory = memory::store(&images, &self.offer, accepted)?;
         let hint = |e: network::NetworkError, what: &str| failed(what, &e, e.hint());
         let netns = Netns::create(&self.ctx.config.run_dir, &self.offer.container)
             .await
@@ -271,7 +295,7 @@ impl Work {
             // Without it clients wait for their next retransmission; the move is as safe.
             Err(e) => tracing::warn!(error = %crate::chain(&e), "packets will not be held"),
         }
-        let _ = self.room.set(Room { trees, ports, watch });
+        let _ = self.room.set(Room { trees, memory, ports, watch });
         Ok(())
     }
 
@@ -329,11 +353,14 @@ impl Work {
                     tree.pass(pass, recv).await?;
                     Ok(Some(Handoff::PassDone { index, pass }))
                 }
-                BulkContent::Pages { .. } => Err(Failure::new(
-                    Reason::Failed,
-                    Side::Destination,
-                    "pages in rounds, which were not agreed on",
-                )),
+                BulkContent::Pages { round, lane, lanes } => match &room.memory {
+                    Some(store) => memory::lane(store.clone(), (round, lane, lanes), recv).await,
+                    None => Err(Failure::new(
+                        Reason::Failed,
+                        Side::Destination,
+                        "memory in rounds, which was not agreed on",
+                    )),
+                },
                 BulkContent::Images => {
                     let limit = self.accepted()?.image_bytes;
                     let received = images(recv, self.image_dir(), limit).await?;
@@ -360,10 +387,13 @@ impl Work {
             let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
             self.ctx.engine.adopt(arrival).await.map_err(engine)?;
             let verified = start.elapsed();
-            let image_dir = self.image_dir();
-            let request = RestoreRequest { work_dir: image_dir.join("work"), image_dir };
+            let name = &self.offer.container;
+            let request = memory::restore_request(&self.ctx, name, self.image_dir()).await?;
             let mut handle = self.ctx.engine.restore(arrival, &request).await.map_err(engine)?;
-            handle.held(limit).await.map_err(engine)?;
+            handle.held(limit).await.map_err(|e| match memory::cause(&self.ctx, name) {
+                Some(why) => Failure::new(Reason::Failed, Side::Destination, why),
+                None => engine(e),
+            })?;
             *self.handle.lock().await = Some(handle);
             tracing::info!(
                 verify_us = verified.as_micros(),
@@ -411,7 +441,7 @@ impl Work {
             }
             tree.seal(*pass).await?;
         }
-        Ok(())
+        memory::seal(room.memory.as_ref(), totals.memory, self.image_dir()).await
     }
 
     /// The container is this host's: opens the gate, lets it go, announces it.
@@ -464,6 +494,8 @@ impl Work {
             tracing::warn!(error = %crate::chain(&e), "the addresses were not announced; neighbours learn with the first packet");
         }
         handle.running(RESUME_LIMIT).await.map_err(engine)?;
+        let follow = memory::follow(self.ctx.clone(), self.offer.container.clone(), Some(self.id));
+        tokio::spawn(tracing::Instrument::instrument(follow, tracing::Span::current()));
         let grant_to_running_us = since(start);
         let first = match &room.watch {
             Some(watch) => first_packet(watch, armed).await,
@@ -512,6 +544,24 @@ impl Work {
         }
         Ok(told(&trouble))
     }
+
+    /// Ends the copy that is or was this host's container: shuts its gate, kills it, removes it.
+    ///
+    /// `Ok` with what could not be tidied up; `Err` when the copy may not be dead.
+    pub async fn yield_up(&self) -> Result<Option<Failure>, Failure> {
+        let name = &self.offer.container;
+        let network =
+            |e: network::NetworkError| failed("shut the gate of the container's links", &e, e.hint());
+        let ports = network::ports_in_use(name).await.map_err(network)?;
+        // Not before a resume that is under way.
+        let resuming = self.handle.lock().await;
+        network::fence(&ports).await.map_err(network)?;
+        // What has settled here. A copy that came back later has a newer epoch and stays.
+        let retired = self.ctx.engine.retire(name, self.epoch.next()).await;
+        retired.map_err(|e| engine_failure(&e, Side::Destination))?;
+        drop(resuming);
+        self.discard().await
+    }
 }
 
 fn told(trouble: &[String]) -> Option<Failure> {
@@ -525,6 +575,9 @@ fn told(trouble: &[String]) -> Option<Failure> {
 async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result<Option<Failure>, Failure> {
     let mut trouble: Vec<String> = Vec::new();
     ctx.engine.discard(id, name).await.map_err(|e| engine_failure(&e, Side::Destination))?;
+    if let Err(f) = memory::call_off(ctx, name).await {
+        trouble.push(f.message);
+    }
     let netns = Netns::at(&ctx.config.run_dir, name);
     match network::ports_in_use(name).await {
         Ok(ports) => {

@@ -2,10 +2,13 @@
 
 mod copy;
 pub mod driver;
+mod forecast;
 pub mod machine;
+mod memory;
 mod offer;
 mod sink;
 pub mod work;
 
+pub use forecast::Forecast;
 pub(crate) use offer::cpu_features;
 pub(crate) use work::{bytes, engine_failure, remove_dir};

@@ -5,7 +5,7 @@ use crate::criu::preflight;
 use crate::network;
 use crate::storage::{TreeLimits, TreeSource};
 use std::sync::atomic::Ordering;
-use tranship_proto::handoff::{MemoryMode, Offer, TreeOffer};
+use tranship_proto::handoff::{Offer, TreeOffer};
 use tranship_proto::status::{Failure, Reason, Side};
 
 /// Scans, connects and leaves the offer in the work for the driver to send. Changes nothing.
@@ -61,19 +61,20 @@ pub(super) async fn reserve(work: &mut Work) -> Result<(), Failure> {
     })?;
     let moved = moved.to_bytes().map_err(|e| engine_failure(&e, Side::Source))?;
     let caps = &work.ctx.capabilities;
+    work.offered_bytes = resident_bytes(&pids);
     let offer = Offer {
         container: name.clone(),
         source: work.ctx.config.host.clone(),
         container_json: moved,
         network_json: serde_json::to_vec(&capture).map_err(document)?,
         trees,
-        memory_bytes: resident_bytes(&pids),
+        memory_bytes: work.offered_bytes,
         criu_version: caps.criu_version.map(|v| v.to_string()).unwrap_or_default(),
         kernel: caps.kernel.clone(),
         arch: std::env::consts::ARCH.to_owned(),
         cpu_features: cpu_features(),
         runtime: "runc".to_owned(),
-        memory: MemoryMode::Plain,
+        memory: work.options.mode,
         dry_run: work.dry_run,
     };
     let connection = work.ctx.connect(&work.destination).await?;
@@ -86,12 +87,13 @@ pub(super) async fn reserve(work: &mut Work) -> Result<(), Failure> {
 
 /// Anonymous and shared memory of processes, in bytes: what a dump will hold, roughly.
 ///
-/// proc_pid_status(5), fields RssAnon and RssShmem.
+/// proc_pid_status(5), fields RssAnon, RssShmem and VmSwap.
 fn resident_bytes(pids: &[i32]) -> u64 {
     let mut kib = 0u64;
     for pid in pids {
         let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
-        for line in text.lines().filter(|l| l.starts_with("RssAnon:") || l.starts_with("RssShmem:")) {
+        let counted = |l: &&str| ["RssAnon:", "RssShmem:", "VmSwap:"].iter().any(|name| l.starts_with(name));
+        for line in text.lines().filter(counted) {
             kib += line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
         }
     }

@@ -3,19 +3,23 @@
 //! Each step returns the event that the machine is to see. What a step has changed so far stays
 //! until `undo` or `retire`; both may be repeated and both take whatever state they find.
 
+use super::copy::Ending;
 use super::machine::{Effect, Event};
+use super::memory::Memory;
 use super::offer;
 use crate::context::Context;
 use crate::engine::{Container, ContainerState};
 use crate::migrate::progress::Shared;
 use crate::network::{self, Netns, PacketWatch, Port};
 use crate::storage::{self, Suspects, TreeLimits, TreeSource, shared_writable_files};
+use crate::transport::bulk::Meter;
 use crate::transport::endpoint::Connection;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tranship_proto::handoff::{Offer, Totals};
+use tranship_proto::control::MigrateOptions;
+use tranship_proto::handoff::{MemoryMode, MemoryTotals, Offer, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, HostName, MigrationId};
 use tranship_proto::network::NetCapture;
 use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
@@ -78,6 +82,35 @@ pub(super) struct Tree {
     pub(super) passes: u32,
 }
 
+/// What carries contents to the destination, apart from the work's state.
+#[derive(Clone)]
+pub(super) struct Way {
+    pub(super) ctx: Arc<Context>,
+    pub(super) id: MigrationId,
+    pub(super) epoch: Epoch,
+    pub(super) name: ContainerName,
+    pub(super) to: HostName,
+    pub(super) connection: Connection,
+    pub(super) meter: Arc<Shared>,
+}
+
+impl Way {
+    /// Where the images of this migration are.
+    pub(super) fn image_dir(&self) -> PathBuf {
+        image_dir(&self.ctx, self.id)
+    }
+
+    /// Host pids of the container's processes.
+    pub(super) async fn processes(&self) -> Result<Vec<i32>, Failure> {
+        let found = self.ctx.engine.processes(&self.name).await;
+        found.map(|(_, pids)| pids).map_err(|e| engine_failure(&e, Side::Source))
+    }
+}
+
+fn image_dir(ctx: &Context, id: MigrationId) -> PathBuf {
+    ctx.config.run_dir.join("images").join(id.to_string())
+}
+
 /// What the steps share.
 pub struct Work {
     pub(super) ctx: Arc<Context>,
@@ -94,6 +127,11 @@ pub struct Work {
     pub(super) trees: Vec<Tree>,
     pub(super) connection: Option<Connection>,
     watch: Option<PacketWatch>,
+    // In fast mode, from the stage step to the end.
+    pub(super) memory: Option<Memory>,
+    pub(super) dump: Option<Ending>,
+    pub(super) options: MigrateOptions,
+    pub(super) offered_bytes: u64,
     /// Bytes, passes, moments; also the driver's.
     pub meter: Arc<Shared>,
     /// Set by `Reserve` for the driver to send.
@@ -128,6 +166,7 @@ impl Work {
         name: ContainerName,
         destination: HostName,
         dry_run: bool,
+        options: MigrateOptions,
     ) -> Result<Self, Failure> {
         let (container, summary) =
             ctx.engine.inspect(&name).await.map_err(|e| engine_failure(&e, Side::Source))?;
@@ -156,7 +195,11 @@ impl Work {
             trees: Vec::new(),
             connection: None,
             watch: None,
-            meter: Shared::new(),
+            memory: None,
+            dump: None,
+            options,
+            offered_bytes: 0,
+            meter: Shared::new(Meter::capped(options.bandwidth)),
             offer: None,
         })
     }
@@ -174,7 +217,7 @@ impl Work {
             |e: network::NetworkError| failed("find the container's links", &e, e.hint().map(str::to_owned));
         let ports = network::ports_in_use(&name).await.map_err(unknown)?;
         let capture = network::capture(&netns, &name, &ctx.networks).await.ok();
-        let meter = Shared::new();
+        let meter = Shared::new(Meter::default());
         // Whether the crash came before or after the freeze is not known: undo both.
         meter.mark(|m| m.frozen = Some(Instant::now()));
         Ok(Self {
@@ -191,6 +234,10 @@ impl Work {
             trees: Vec::new(),
             connection: None,
             watch: None,
+            memory: None,
+            dump: None,
+            options: MigrateOptions::default(),
+            offered_bytes: 0,
             meter,
             offer: None,
         })
@@ -211,6 +258,11 @@ impl Work {
     /// Epoch that the destination gets.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// How the operator wants it done.
+    pub fn options(&self) -> &MigrateOptions {
+        &self.options
     }
 
     /// The destination.
@@ -260,7 +312,41 @@ impl Work {
     }
 
     pub(super) fn image_dir(&self) -> PathBuf {
-        self.ctx.config.run_dir.join("images").join(self.id.to_string())
+        image_dir(&self.ctx, self.id)
+    }
+
+    pub(super) fn way(&self) -> Result<Way, Failure> {
+        Ok(Way {
+            ctx: self.ctx.clone(),
+            id: self.id,
+            epoch: self.epoch,
+            name: self.name.clone(),
+            to: self.destination.clone(),
+            connection: self.connection()?,
+            meter: self.meter.clone(),
+        })
+    }
+
+    /// Waits until a dump that has left memory out has let go of the processes.
+    pub(super) async fn dump_over(&mut self) -> Result<(), Failure> {
+        match self.dump.take() {
+            None => Ok(()),
+            Some(dump) => match dump.await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(e)) => Err(failed("dump the container", &e, e.hint())),
+                Err(e) => Err(Failure::new(
+                    Reason::Internal,
+                    Side::Source,
+                    format!("the dump's task panicked: {e}"),
+                )),
+            },
+        }
+    }
+
+    /// Ends the watch over the container's memory, which takes some milliseconds a GiB.
+    async fn unwatch(&mut self) {
+        let memory = self.memory.take();
+        let _ = tokio::task::spawn_blocking(move || drop(memory)).await;
     }
 
     pub(super) fn connection(&self) -> Result<Connection, Failure> {
@@ -286,10 +372,15 @@ impl Work {
             }
             self.meter.say(format!("{round} passes, last {}", bytes(carried)));
             if carried <= SETTLED_BYTES || round >= MAX_PASSES {
-                return Ok(());
+                break;
             }
             round += 1;
         }
+        if self.meter.fast() && self.options.mode == MemoryMode::Fast {
+            let memory = Memory::new(self.offered_bytes)?;
+            self.memory = Some(super::memory::rounds(&self.way()?, memory, &self.options).await?);
+        }
+        Ok(())
     }
 
     /// One pass over every tree, applied at the destination on return.
@@ -405,6 +496,10 @@ impl Work {
             Some(t) => t.message = format!("{}; {}", t.message, f.message),
             None => trouble = Some(f),
         };
+        // CRIU first lets go of the processes; that a dump failed is why this is called.
+        if let Err(f) = self.dump_over().await {
+            tracing::debug!(failure = %f, "the dump has ended");
+        }
         self.trees.clear();
         if !self.ports.is_empty()
             && self.netns.exists()
@@ -425,6 +520,7 @@ impl Work {
         {
             keep(failed("announce the addresses again", &e, None));
         }
+        self.unwatch().await;
         if let Err(e) = self.forget() {
             keep(engine_failure(&e, Side::Source));
         }
@@ -452,8 +548,17 @@ impl Work {
     /// Kills the frozen copy while it is fenced, and removes everything of it. May be repeated.
     async fn retire(&mut self) -> Result<(), Failure> {
         let name = self.name().clone();
+        if let Err(f) = self.dump_over().await {
+            // Its images were complete, and the container runs from them.
+            tracing::warn!(failure = %f, "the dump ended badly after its images were there");
+        }
         self.trees.clear();
+        // It is, but for a copy that had gone back and that an operator's decision ends.
+        network::fence(&self.ports)
+            .await
+            .map_err(|e| failed("fence the addresses", &e, e.hint().map(str::to_owned)))?;
         self.ctx.engine.retire(&name, self.epoch).await.map_err(|e| engine_failure(&e, Side::Source))?;
+        self.unwatch().await;
         self.forget().map_err(|e| engine_failure(&e, Side::Source))?;
         network::destroy(&self.netns, &name, &self.ports)
             .await
@@ -490,11 +595,15 @@ pub(crate) fn bytes(n: u64) -> String {
 }
 
 /// Totals that the destination is to verify.
-pub(super) fn totals(trees: &[Tree], sent: crate::memory::send::Sent) -> Totals {
+pub(super) fn totals(
+    trees: &[Tree],
+    sent: crate::memory::send::Sent,
+    memory: Option<MemoryTotals>,
+) -> Totals {
     Totals {
         image_files: sent.files,
         image_bytes: sent.bytes,
         tree_passes: trees.iter().map(|t| t.passes).collect(),
-        memory: None,
+        memory,
     }
 }

@@ -1,0 +1,117 @@
+//! Contents of pages of another process, read without stopping it.
+//!
+//! process_vm_readv(2) takes many ranges in one call and respects the protection of mappings. What it
+//! cannot read (memory without read permission) is read from /proc/PID/mem, which does not. A page that
+//! has gone meanwhile is left out: while the container runs that is no error, and after the freeze the
+//! dump says which pages there have to be.
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use tranship_proto::pages::PAGE;
+
+const SIZE: usize = PAGE as usize;
+
+/// Reads pages of processes; keeps its buffer.
+#[derive(Debug)]
+pub struct Reader {
+    buffer: Vec<u8>,
+    addresses: Vec<u64>,
+}
+
+impl Reader {
+    /// For at most so many pages at a time.
+    pub fn new(pages: usize) -> Self {
+        Self { buffer: vec![0; pages * SIZE], addresses: Vec::with_capacity(pages) }
+    }
+
+    /// Reads ranges of a process and answers the address and contents of each page that is there.
+    pub fn read(&mut self, pid: i32, ranges: &[Range<u64>]) -> impl Iterator<Item = (u64, &[u8])> {
+        let capacity = self.buffer.len() / SIZE;
+        let wanted = ranges.iter().flat_map(|r| (r.start..r.end).step_by(SIZE));
+        self.addresses.clear();
+        self.addresses.extend(wanted.take(capacity));
+        let mut next = 0;
+        let mut mem = None;
+        let mut gone = Vec::new();
+        while next < self.addresses.len() {
+            next += self.read_from(pid, next);
+            let Some(&failed) = self.addresses.get(next) else { break };
+            if mem.is_none() {
+                mem = Some(File::open(format!("/proc/{pid}/mem")));
+            }
+            let page = &mut self.buffer[next * SIZE..(next + 1) * SIZE];
+            let read = match &mem {
+                Some(Ok(file)) => file.read_exact_at(page, failed).is_ok(),
+                _ => false,
+            };
+            if !read {
+                gone.push(next);
+            }
+            next += 1;
+        }
+        let pages = self.addresses.iter().copied().zip(self.buffer.chunks_exact(SIZE));
+        pages.enumerate().filter(move |(i, _)| gone.binary_search(i).is_err()).map(|(_, page)| page)
+    }
+
+    /// Reads from page number `first` on; answers how many pages came.
+    fn read_from(&mut self, pid: i32, first: usize) -> usize {
+        let mut remote: Vec<RemoteIoVec> = Vec::new();
+        for address in &self.addresses[first..] {
+            let base = *address as usize;
+            match remote.last_mut().filter(|last| last.base + last.len == base) {
+                Some(last) => last.len += SIZE,
+                None => remote.push(RemoteIoVec { base, len: SIZE }),
+            }
+        }
+        let bytes = (self.addresses.len() - first) * SIZE;
+        let local = &mut self.buffer[first * SIZE..first * SIZE + bytes];
+        process_vm_readv(Pid::from_raw(pid), &mut [IoSliceMut::new(local)], &remote).unwrap_or(0) / SIZE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::libc;
+
+    #[test]
+    fn pages_are_read_through_holes_and_without_permission() {
+        let map = |at: u64, prot| {
+            // SAFETY: a fresh mapping, or one inside of the first that nothing else knows.
+            let area = unsafe {
+                let fixed = if at == 0 { 0 } else { libc::MAP_FIXED };
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
+                libc::mmap(at as *mut libc::c_void, 8 * SIZE, prot, flags, -1, 0)
+            };
+            assert_ne!(area, libc::MAP_FAILED);
+            area as u64
+        };
+        let start = map(0, libc::PROT_READ | libc::PROT_WRITE);
+        for page in 0..8u64 {
+            // SAFETY: inside of the mapping made above.
+            unsafe { ((start + page * PAGE) as *mut u8).write_bytes(page as u8 + 1, SIZE) };
+        }
+        // SAFETY: pages of the mapping made above.
+        unsafe {
+            libc::mprotect((start + 2 * PAGE) as *mut libc::c_void, SIZE, libc::PROT_NONE);
+            libc::munmap((start + 5 * PAGE) as *mut libc::c_void, SIZE);
+        }
+        let mut reader = Reader::new(7);
+        let ranges = [start..start + 4 * PAGE, start + 5 * PAGE..start + 8 * PAGE];
+        let read: Vec<(u64, u8)> = reader
+            .read(std::process::id().cast_signed(), &ranges)
+            .map(|(at, page)| {
+                assert!(page.iter().all(|b| *b == page[0]));
+                ((at - start) / PAGE, page[0])
+            })
+            .collect();
+        assert_eq!(read, [(0, 1), (1, 2), (2, 3), (3, 4), (6, 7), (7, 8)]);
+        assert_eq!(reader.read(i32::MAX, &ranges).count(), 0);
+        // SAFETY: the mapping made above.
+        unsafe { libc::munmap(start as *mut libc::c_void, 8 * SIZE) };
+    }
+}

@@ -1,0 +1,227 @@
+//! What a process has mapped, and which of it is populated: /proc/PID/maps and /proc/PID/pagemap
+//! (proc_pid_maps(5), proc_pid_pagemap(5)).
+//!
+//! Where the kernel has it (Linux 6.7), the `PAGEMAP_SCAN` ioctl answers in runs, skips empty page
+//! tables and knows about write protection; else the page map is read, eight bytes a page.
+
+use nix::libc;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use tranship_proto::pages::PAGE;
+
+/// The page can be written without a trace unless this is set: its mapping is watched.
+pub const WATCHED: u64 = 1;
+/// It was written since it was protected.
+pub const WRITTEN: u64 = 1 << 1;
+const PRESENT: u64 = 1 << 3;
+const SWAPPED: u64 = 1 << 4;
+/// Protect what matches, atomically with the answer.
+const PROTECT: u64 = 1;
+/// Runs that one call answers.
+const RUNS: usize = 1024;
+
+/// `struct page_region` of linux/fs.h.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// `struct pm_scan_arg` of linux/fs.h.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+nix::ioctl_readwrite!(pagemap_scan, b'f', 16, ScanArgument);
+
+/// Addresses that are mapped private and without a file: what CRIU can leave to be filled later.
+/// Locked mappings are among them, though CRIU does not: that costs their transfer and no more.
+///
+/// # Errors
+/// `NotFound` or `ESRCH` when the process has ended.
+pub fn mappings(pid: i32) -> io::Result<Vec<Range<u64>>> {
+    let text = std::fs::read(format!("/proc/{pid}/maps"))?;
+    Ok(text.split(|b| *b == b'\n').filter_map(private_anonymous).collect())
+}
+
+/// `55d0-55d1 rw-p 00000000 00:00 0   [heap]`
+fn private_anonymous(line: &[u8]) -> Option<Range<u64>> {
+    let line = std::str::from_utf8(line).ok()?;
+    let mut words = line.split_ascii_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let private = words.next()?.ends_with('p');
+    let mut words = words.skip(2);
+    let anonymous = words.next()? == "0";
+    let special = words.next().is_some_and(|name| {
+        ["[vdso]", "[vsyscall]", "[uprobes]"].contains(&name) || name.starts_with("[vvar")
+    });
+    let range = u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?;
+    (private && anonymous && !special && range.start < range.end).then_some(range)
+}
+
+/// The page map of one address space. It stays that of the address space which the process had when
+/// it was opened: after an `execve` it has to be opened again.
+#[derive(Debug)]
+pub struct PageMap {
+    file: File,
+    runs: Vec<PageRegion>,
+}
+
+impl PageMap {
+    /// Of a process.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let file = File::open(format!("/proc/{pid}/pagemap"))?;
+        Ok(Self { file, runs: vec![PageRegion::default(); RUNS] })
+    }
+
+    /// Calls `each` with the populated runs of a range, in order, and what is known of them
+    /// ([`WATCHED`], [`WRITTEN`]). On a kernel without `PAGEMAP_SCAN` nothing is.
+    pub fn populated(&mut self, range: &Range<u64>, mut each: impl FnMut(Range<u64>, u64)) -> io::Result<()> {
+        match self.scan(range, 0, 0, &mut each) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                self.read(range, &mut each)
+            }
+            other => other,
+        }
+    }
+
+    /// Calls `each` with the runs written since they were protected, and protects them, as one action
+    /// for each page. Only of mappings that are watched; others are skipped.
+    pub fn take_written(&mut self, range: &Range<u64>, mut each: impl FnMut(Range<u64>)) -> io::Result<()> {
+        self.scan(range, PROTECT, WRITTEN, &mut |run, _| each(run))
+    }
+
+    fn scan(
+        &mut self,
+        range: &Range<u64>,
+        flags: u64,
+        all_of: u64,
+        each: &mut impl FnMut(Range<u64>, u64),
+    ) -> io::Result<()> {
+        let mut start = range.start;
+        while start < range.end {
+            let mut argument = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                flags,
+                start,
+                end: range.end,
+                vec: self.runs.as_mut_ptr() as u64,
+                vec_len: RUNS as u64,
+                category_mask: all_of,
+                // Never the empty entries: protecting one would make a marker that CRIU takes for a
+                // page in swap.
+                category_anyof_mask: PRESENT | SWAPPED,
+                return_mask: WATCHED | WRITTEN,
+                ..ScanArgument::default()
+            };
+            // SAFETY: the argument and the vector that it names are alive and as long as they say.
+            let count = unsafe { pagemap_scan(self.file.as_raw_fd(), &mut argument) }? as usize;
+            for run in &self.runs[..count.min(RUNS)] {
+                each(run.start..run.end, run.categories);
+            }
+            if argument.walk_end <= start {
+                return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
+            }
+            start = argument.walk_end;
+        }
+        Ok(())
+    }
+
+    fn read(&self, range: &Range<u64>, each: &mut impl FnMut(Range<u64>, u64)) -> io::Result<()> {
+        const POPULATED: u64 = 0b11 << 62;
+        let mut entries = vec![0; 8 * RUNS];
+        let mut open: Option<Range<u64>> = None;
+        let mut at = range.start;
+        while at < range.end {
+            let pages = ((range.end - at) / PAGE).min(RUNS as u64) as usize;
+            let got = self.file.read_at(&mut entries[..8 * pages], at / PAGE * 8)? / 8;
+            if got == 0 {
+                break;
+            }
+            for entry in entries[..8 * got].chunks_exact(8) {
+                let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
+                match &mut open {
+                    Some(run) if entry & POPULATED != 0 => run.end = at + PAGE,
+                    None if entry & POPULATED != 0 => open = Some(at..at + PAGE),
+                    _ => open.take().into_iter().for_each(|run| each(run, 0)),
+                }
+                at += PAGE;
+            }
+        }
+        open.into_iter().for_each(|run| each(run, 0));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_private_memory_without_a_file_is_taken() {
+        for (line, want) in [
+            ("55d000-55d100 rw-p 00000000 00:00 0                          [heap]", Some(0x55d000..0x55d100)),
+            ("7f0000-7f1000 ---p 00000000 00:00 0 ", Some(0x7f0000..0x7f1000)),
+            ("7f0000-7f1000 rw-p 00000000 00:00 0   [anon:a b]", Some(0x7f0000..0x7f1000)),
+            ("7f0000-7f1000 rw-s 00000000 00:01 5   /dev/zero (deleted)", None),
+            ("7f0000-7f1000 rw-p 00000000 fe:00 77  /lib/x.so", None),
+            ("7f0000-7f1000 r--p 00000000 00:00 0   [vvar_vclock]", None),
+            ("7f0000-7f1000 r-xp 00000000 00:00 0   [vdso]", None),
+            ("ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]", None),
+            ("junk", None),
+            ("", None),
+        ] {
+            assert_eq!(private_anonymous(line.as_bytes()), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn both_ways_of_reading_the_page_map_agree() {
+        let bytes = 64 * PAGE as usize;
+        // SAFETY: a fresh mapping, which nothing else knows.
+        let area = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(area, libc::MAP_FAILED);
+        let start = area as u64;
+        for page in [0, 1, 2, 40, 63] {
+            // SAFETY: inside of the mapping made above.
+            unsafe { area.cast::<u8>().add(page * PAGE as usize).write_volatile(7) };
+        }
+        let mut map = PageMap::open(std::process::id().cast_signed()).unwrap();
+        let range = start..start + bytes as u64;
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        map.populated(&range, |run, _| a.push(run)).unwrap();
+        map.read(&range, &mut |run, _| b.push(run)).unwrap();
+        let at = |page: u64| start + page * PAGE;
+        assert_eq!(a, [at(0)..at(3), at(40)..at(41), at(63)..at(64)]);
+        assert_eq!(a, b);
+        // SAFETY: the mapping made above, with its length.
+        unsafe { libc::munmap(area, bytes) };
+    }
+}

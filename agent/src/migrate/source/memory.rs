@@ -1,0 +1,309 @@
+//! The rounds over the memory: while the container runs in the stage step, and one in the copy step.
+
+use super::forecast::Forecaster;
+use super::work::{Way, bytes, failed};
+use crate::command::{Command, OnAbandon};
+use crate::hook::own_program;
+use crate::memory::source::{
+    PageSink, Plan, RoundError, Rounds, WATCH_SOCKET, lane, watch_pair, watch_receive,
+};
+use crate::transport::bulk::{BulkWriter, Delivery};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use tranship_proto::bulk::{BulkContent, BulkOpen, RecordKind};
+use tranship_proto::codec;
+use tranship_proto::control::MigrateOptions;
+use tranship_proto::handoff::MemoryTotals;
+use tranship_proto::pages::{PAGE, PageBatch, PagesEnd, slots_for};
+use tranship_proto::status::{Failure, Reason, Side};
+
+/// Threads that read, compare, compress and send, each with a stream of its own.
+const LANES: usize = 2;
+/// A lane more is worth its start for so many pages.
+const PAGES_FOR_A_LANE: u64 = 2048;
+/// Bytes of a batch's metadata, at most: some ten for each of its pages.
+const MAX_META: usize = 64 << 10;
+/// Fewer pages than this are not worth another round.
+const SETTLED_PAGES: u64 = 256;
+/// Rounds while the container runs, at most.
+const MAX_ROUNDS: u32 = 30;
+/// Before another round that is hoped to find less.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long the visits to new processes may take.
+const WATCH_LIMIT: Duration = Duration::from_secs(10);
+
+/// The memory of the container on its way.
+pub(super) struct Memory {
+    rounds: Rounds,
+    totals: MemoryTotals,
+}
+
+/// A round that was sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    /// Pages that were looked at.
+    pub(super) looked_at: u64,
+    /// From the look to the last byte.
+    pub(super) took: Duration,
+}
+
+struct Writer(BulkWriter);
+
+impl PageSink for Writer {
+    fn pages(&mut self, batch: &PageBatch, data: &[u8]) -> Result<(), RoundError> {
+        let meta = codec::encode("PageBatch", batch, MAX_META)?;
+        Ok(self.0.record(RecordKind::Pages, &meta, data)?)
+    }
+}
+
+fn failure(error: &RoundError) -> Failure {
+    let mut f = failed("copy the container's memory", error, None);
+    if matches!(error, RoundError::Full(_)) {
+        f.hint = Some("its memory grows faster than it is copied; try again when it has settled".into());
+    }
+    f
+}
+
+fn panicked(e: &tokio::task::JoinError) -> Failure {
+    Failure::new(Reason::Internal, Side::Source, format!("the copying of memory panicked: {e}"))
+}
+
+impl Memory {
+    /// Nothing sent yet, of a container that was offered with so much memory.
+    pub(super) fn new(offered_bytes: u64) -> Result<Self, Failure> {
+        let rounds = Rounds::new(slots_for(offered_bytes))
+            .map_err(|e| failed("prepare the copying of memory", &e, None))?;
+        Ok(Self { rounds, totals: MemoryTotals { rounds: 0, pages: PagesEnd::default() } })
+    }
+
+    /// What was sent in all.
+    pub(super) fn totals(&self) -> MemoryTotals {
+        self.totals
+    }
+
+    /// One round, sent and applied at the destination on return. Of a frozen container `last`: what
+    /// has changed since the round before, not yet applied.
+    pub(super) async fn round(mut self, way: &Way, last: bool) -> Result<(Self, Sent), Failure> {
+        let start = Instant::now();
+        let pids = way.processes().await?;
+        let new = self.rounds.processes(&pids);
+        if !last {
+            self.watch(new).await;
+        }
+        let (memory, plan) = self.plan(last).await?;
+        let (memory, sent) = memory.send(way, plan, start).await?;
+        if !last {
+            memory.applied(way).await?;
+        }
+        Ok((memory, sent))
+    }
+
+    /// Pages that would go if the next round were the last.
+    pub(super) async fn pending(self) -> Result<(Self, u64), Failure> {
+        let (memory, plan) = self.plan(true).await?;
+        Ok((memory, plan.pages))
+    }
+
+    /// Sends what the images say that there is and no round has carried.
+    pub(super) async fn complete(self, way: &Way) -> Result<Self, Failure> {
+        let start = Instant::now();
+        let images = way.image_dir();
+        let (rounds, plan) = tokio::task::spawn_blocking(move || {
+            let plan = self.rounds.missing(&images);
+            (self, plan)
+        })
+        .await
+        .map_err(|e| panicked(&e))?;
+        let (memory, plan) = (rounds, plan.map_err(|e| failure(&e))?);
+        if plan.is_empty() {
+            return Ok(memory);
+        }
+        tracing::debug!(pages = plan.pages, "pages that no round has carried");
+        memory.applied(way).await?;
+        let plan = Arc::new(plan);
+        let (memory, _) = memory.send_shared(way, plan.clone(), start).await?;
+        plan.complete().map_err(|e| failure(&e))?;
+        Ok(memory)
+    }
+
+    async fn plan(mut self, last: bool) -> Result<(Self, Plan), Failure> {
+        let (memory, plan) = tokio::task::spawn_blocking(move || {
+            let plan = self.rounds.plan(last);
+            (self, plan)
+        })
+        .await
+        .map_err(|e| panicked(&e))?;
+        Ok((memory, plan.map_err(|e| failure(&e))?))
+    }
+
+    async fn send(self, way: &Way, plan: Plan, start: Instant) -> Result<(Self, Sent), Failure> {
+        self.send_shared(way, Arc::new(plan), start).await
+    }
+
+    async fn send_shared(
+        mut self,
+        way: &Way,
+        plan: Arc<Plan>,
+        start: Instant,
+    ) -> Result<(Self, Sent), Failure> {
+        let round = self.totals.rounds + 1;
+        let lanes = if plan.pages >= PAGES_FOR_A_LANE { LANES as u16 } else { 1 };
+        let mut running = Vec::new();
+        let mut deliveries: Vec<Delivery> = Vec::new();
+        for lane_number in 0..lanes {
+            let content = BulkContent::Pages { round, lane: lane_number, lanes };
+            let open = BulkOpen { migration: way.id, epoch: way.epoch, content };
+            let (writer, delivery) = BulkWriter::open(&way.connection, open, way.meter.bulk.clone())
+                .await
+                .map_err(|e| failed("open a stream for memory", &e, None))?;
+            deliveries.push(delivery);
+            let (plan, meter) = (plan.clone(), way.meter.clone());
+            running.push(tokio::task::spawn_blocking(move || -> Result<PagesEnd, RoundError> {
+                let mut writer = Writer(writer);
+                let end = lane(&plan, &mut writer, &meter.stop)?;
+                let meta = codec::encode("PagesEnd", &end, MAX_META)?;
+                writer.0.record(RecordKind::PagesEnd, &meta, &[])?;
+                writer.0.finish()?;
+                Ok(end)
+            }));
+        }
+        let mut pages = PagesEnd::default();
+        let mut wrong = None;
+        for lane in running {
+            match lane.await {
+                Ok(Ok(end)) => pages.add(&end),
+                Ok(Err(e)) => wrong = wrong.or(Some(failure(&e))),
+                Err(e) => wrong = wrong.or(Some(panicked(&e))),
+            }
+        }
+        if let Some(f) = wrong {
+            return Err(f);
+        }
+        for delivery in deliveries {
+            super::sink::delivered(delivery).await?;
+        }
+        self.totals.rounds = round;
+        self.totals.pages.add(&pages);
+        let sent = Sent { looked_at: plan.pages, took: start.elapsed() };
+        tracing::debug!(round, lanes, ?pages, ?sent, "round");
+        Ok((self, sent))
+    }
+
+    /// Waits for the destination's word that it has applied all rounds so far.
+    async fn applied(&self, way: &Way) -> Result<(), Failure> {
+        let mut rounds = way.meter.rounds.subscribe();
+        while *rounds.borrow_and_update() < self.totals.rounds {
+            if way.meter.stopped() {
+                return Err(Failure::new(Reason::Failed, Side::Source, "stopped"));
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(50), rounds.changed()).await;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel watch new processes. What cannot be watched is compared in each round.
+    async fn watch(&mut self, pids: Vec<i32>) {
+        if pids.is_empty() {
+            return;
+        }
+        match userfaultfds(&pids).await {
+            Ok(answers) => {
+                for (pid, answer) in pids.iter().zip(answers) {
+                    let watched =
+                        answer.and_then(|fd| self.rounds.watch(*pid, fd).map_err(|e| e.to_string()));
+                    if let Err(why) = watched {
+                        tracing::info!(pid, why, "the process is not watched; all of its memory is compared");
+                    }
+                }
+            }
+            Err(e) => tracing::warn!(error = %e, "no process is watched; all memory is compared"),
+        }
+    }
+}
+
+/// Rounds over a running container, until they no longer make the blackout shorter and it is predicted
+/// to be as short as wanted.
+pub(super) async fn rounds(
+    way: &Way,
+    mut memory: Memory,
+    options: &MigrateOptions,
+) -> Result<Memory, Failure> {
+    let config = &way.ctx.config;
+    let mut forecaster = Forecaster::new(&config.state_dir, &way.to);
+    let wanted = options.max_blackout_ms.map(|ms| Duration::from_millis(ms.into()));
+    let limit = options.timeout_s.map_or(config.limits.phase_timeout_s, u64::from);
+    let end = Instant::now() + Duration::from_secs(limit);
+    let mut before = u64::MAX;
+    loop {
+        let looked = Instant::now();
+        let (m, sent) = memory.round(way, false).await?;
+        let (m, pending) = m.pending().await?;
+        memory = m;
+        let (round, written_for) = (memory.totals().rounds, looked.elapsed());
+        forecaster.round(sent.looked_at, sent.took);
+        let forecast = forecaster.forecast(pending);
+        way.meter.say(format!(
+            "{round} rounds over the memory, {} left, blackout of {} ms predicted",
+            bytes(pending * PAGE),
+            forecast.blackout().as_millis()
+        ));
+        tracing::debug!(round, ?sent, pending, ?forecast, "round over the memory");
+        let settled = pending <= SETTLED_PAGES || pending > before / 10 * 8 || round >= MAX_ROUNDS;
+        before = pending;
+        if settled && wanted.is_none_or(|w| forecast.blackout() <= w) {
+            *way.meter.forecast.lock().unwrap_or_else(PoisonError::into_inner) = Some(forecast);
+            return Ok(memory);
+        }
+        if wanted.is_some() && Instant::now() >= end {
+            return Err(too_busy(&forecaster, forecast.blackout(), pending, written_for, options));
+        }
+        if settled {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// The rounds did not bring the prediction down in time.
+fn too_busy(
+    forecaster: &Forecaster,
+    predicted: Duration,
+    pending: u64,
+    written_for: Duration,
+    options: &MigrateOptions,
+) -> Failure {
+    let millis = u64::try_from(written_for.as_millis()).unwrap_or(u64::MAX).max(1);
+    let text = format!(
+        "the blackout is predicted to be {} ms, more than the {} ms wanted: the container changes {}/s of its \
+         memory, and {}/s are carried",
+        predicted.as_millis(),
+        options.max_blackout_ms.unwrap_or(0),
+        bytes(pending.saturating_mul(PAGE).saturating_mul(1000) / millis),
+        bytes(forecaster.rate()),
+    );
+    Failure::new(Reason::Timeout, Side::Source, text)
+        .hint("the container runs on at the source; raise --max-blackout, or try when it writes less")
+        .retryable()
+}
+
+/// Descriptors of processes, or why there are none, in the same order.
+async fn userfaultfds(pids: &[i32]) -> std::io::Result<Vec<Result<std::os::fd::OwnedFd, String>>> {
+    let (ours, theirs) = watch_pair()?;
+    let command = Command::new(own_program()?)
+        .arg("watch")
+        .args(pids.iter().map(ToString::to_string))
+        .inherit(WATCH_SOCKET, theirs)
+        .timeout(WATCH_LIMIT)
+        .on_abandon(OnAbandon::Leave);
+    let running = tokio::spawn(command.output());
+    let count = pids.len();
+    let answers = tokio::task::spawn_blocking(move || {
+        (0..count).map(|_| watch_receive(&ours)).collect::<std::io::Result<Vec<_>>>()
+    })
+    .await
+    .map_err(std::io::Error::other)?;
+    match running.await {
+        Ok(Ok(_)) => answers,
+        Ok(Err(e)) => answers.map_err(|_| std::io::Error::other(e)),
+        Err(e) => Err(std::io::Error::other(e)),
+    }
+}
