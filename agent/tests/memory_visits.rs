@@ -179,7 +179,13 @@ fn undisturbed(what: &str, misses: usize) {
     }
     said += &process.listen(Duration::from_millis(200));
     let failed = visits.join().unwrap();
-    assert!(failed.len() <= misses, "{what}: {} of {} visits failed: {:?}", failed.len(), 10 * VISITS, failed.first());
+    assert!(
+        failed.len() <= misses,
+        "{what}: {} of {} visits failed: {:?}",
+        failed.len(),
+        10 * VISITS,
+        failed.first()
+    );
     let wrong: String = said.chars().filter(|c| *c != '.').collect();
     assert!(wrong.is_empty(), "{what}: {wrong} in {} times", said.len());
     assert_eq!(process.descriptors(), before, "{what}: descriptors are left");

@@ -21,6 +21,7 @@
 //! removed by another process than the one that made it.
 
 pub mod agent_config;
+pub mod agent_log;
 pub mod ask;
 pub mod audit;
 pub mod bench;

@@ -172,14 +172,14 @@ impl Rounds {
         for process in &mut self.processes {
             match look(process, last) {
                 Ok((mappings, changed)) => {
-                    if mappings != process.mappings {
+                    if !last && mappings != process.mappings {
                         self.shared.ledger().forget_unmapped(process.inner, &mappings);
                         process.mappings = mappings;
                     }
                     batches.add(process.pid, process.inner, changed);
                 }
-                // It ends while it is looked at.
-                Err(e) if !last && gone(&e) => {}
+                // It has ended, or does while it is looked at; were it in the dump, it would be missed there.
+                Err(e) if gone(&e) => {}
                 Err(source) => {
                     return Err(RoundError::Read {
                         what: format!("the memory map of process {}", process.pid),
