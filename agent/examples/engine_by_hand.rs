@@ -192,7 +192,8 @@ async fn restore(engine: &Bare, migration: MigrationId, images: &Path) -> anyhow
     println!("adopt {:?}", started.elapsed());
     let request =
         RestoreRequest { image_dir: images.join("img"), work_dir: images.join("work"), lazy: false };
-    let handle = engine.restore(&arrival, &request).await?;
+    let mut handle = engine.restore(&arrival, &request).await?;
+    handle.begin(LIMIT).await?;
     println!("monitor started {:?}", started.elapsed());
     decide(engine, &arrival, handle, started).await
 }

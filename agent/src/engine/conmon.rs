@@ -4,6 +4,7 @@
 //! Called as podman calls it (libpod/oci_conmon_common.go): a start pipe that it waits on until it is in
 //! its cgroup, and a sync pipe on which it tells the container's pid or why there is none.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,8 @@ pub(super) struct RestoreArguments<'a> {
     pub image_dir: &'a Path,
     pub work_dir: &'a Path,
     pub criu_config: &'a Path,
+    /// `PATH` of the runtime.
+    pub search_path: &'a OsStr,
     pub lazy: bool,
 }
 
@@ -141,8 +144,11 @@ impl Conmon {
             .inherit("_OCI_SYNCPIPE", sync_write)
             .inherit("_OCI_STARTPIPE", start_read);
         if let Some(restore) = restore {
-            command =
-                command.arg("--restore").arg(restore.image_dir).env("CRIU_CONFIG_FILE", restore.criu_config);
+            command = command
+                .arg("--restore")
+                .arg(restore.image_dir)
+                .env("CRIU_CONFIG_FILE", restore.criu_config)
+                .env("PATH", restore.search_path);
             let work_dir = restore.work_dir.to_string_lossy().into_owned();
             // conmon names the bundle as work directory; the last one given counts.
             let options = [

@@ -1,4 +1,5 @@
-//! Restoring a container under its monitor, held until the agent says go.
+//! Restoring a container under its monitor: started before the images are there, and held until the agent
+//! says go.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,13 +13,13 @@ use super::error::EngineError;
 use super::moved::Arrival;
 use super::paths::{make_dir, remove_file};
 use crate::criu;
-use crate::hook::{HeldHandle, HookFiles};
+use crate::hook::{HeldHandle, HookFiles, RestoreAhead};
 use crate::runtime::RuntimeStatus;
 
 /// Where the images are.
 #[derive(Clone, Debug)]
 pub struct RestoreRequest {
-    /// Images, `descriptors.json` included.
+    /// Images. `descriptors.json` must be there at the start, the others at [`RestoreHandle::begin`].
     pub image_dir: PathBuf,
     /// For CRIU's log and statistics; made when missing.
     pub work_dir: PathBuf,
@@ -33,6 +34,8 @@ pub struct RestoreHandle {
     /// Absent after a restart of the agent: then the container is asked for instead.
     sync: Option<SyncPipe>,
     work_dir: Option<PathBuf>,
+    /// Present until the restore was told that its images are there.
+    ahead: Option<RestoreAhead>,
     bare: Bare,
 }
 
@@ -54,11 +57,15 @@ pub(super) async fn start(bare: &Bare, arrival: &Arrival, request: &RestoreReque
     remove_file(&request.work_dir.join("restore.log"))?;
     remove_file(&dirs.pid_file())?;
     remove_file(&bare.layout.exit_file(name))?;
+    let ahead = files
+        .restore_ahead(&bare.hook_program)
+        .map_err(EngineError::io("write hook files below", &bare.layout.run_dir))?;
     let held = bare.hooks.expect(arrival.migration);
     let arguments = RestoreArguments {
         image_dir: &request.image_dir,
         work_dir: &request.work_dir,
         criu_config: &criu_config,
+        search_path: &ahead.search_path(),
         lazy: request.lazy,
     };
     let sync = bare.conmon.start(name, &dirs, Some(arguments)).await?;
@@ -67,16 +74,48 @@ pub(super) async fn start(bare: &Bare, arrival: &Arrival, request: &RestoreReque
         held,
         sync: Some(sync),
         work_dir: Some(request.work_dir.clone()),
+        ahead: Some(ahead),
         bare: bare.clone(),
     })
 }
 
 pub(super) fn resume(bare: &Bare, arrival: &Arrival) -> RestoreHandle {
     let held = bare.hooks.expect(arrival.migration);
-    RestoreHandle { name: arrival.name().clone(), held, sync: None, work_dir: None, bare: bare.clone() }
+    let name = arrival.name().clone();
+    RestoreHandle { name, held, sync: None, work_dir: None, ahead: None, bare: bare.clone() }
 }
 
 impl RestoreHandle {
+    /// Whether it waits for its images still.
+    pub fn waits(&self) -> bool {
+        self.ahead.is_some()
+    }
+
+    /// Lets the restore begin: all images are there. Returns when it does, or has failed before.
+    pub async fn begin(&mut self, limit: Duration) -> Result<()> {
+        let Some(ahead) = self.ahead.take() else { return Ok(()) };
+        let begun = tokio::time::timeout(limit, async {
+            match &mut self.sync {
+                Some(sync) => tokio::select! {
+                    begun = ahead.begin() => Ok(begun),
+                    end = sync.pid() => Err(end.err()),
+                },
+                None => Ok(ahead.begin().await),
+            }
+        })
+        .await;
+        match begun {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(source))) => Err(EngineError::Io {
+                what: "let begin",
+                path: self.bare.layout.container(&self.name).dir,
+                source,
+            }),
+            Ok(Err(cause)) => Err(self.explained(cause)),
+            Err(_) => Err(EngineError::Deadline { name: self.name.to_string(), wanted: "begun", limit }),
+        }
+    }
+
     /// Waits until everything is restored and held; returns the host pid of the first process. Fails as
     /// soon as CRIU has failed, with the cause from its log.
     ///
@@ -163,6 +202,8 @@ impl RestoreHandle {
     /// Calls the restore off and waits until CRIU has taken it down. What is left is
     /// [`super::Engine::discard`]'s.
     pub async fn abort(&mut self, limit: Duration) -> Result<()> {
+        // One that waits for its images ends without them.
+        self.ahead = None;
         let told = async {
             let Some(sync) = &mut self.sync else { return Ok(self.held.abort().await?) };
             // A restore that has failed by itself hears nothing any more.

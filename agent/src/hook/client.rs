@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tranship_proto::ids::MigrationId;
 
-use super::dump::{DumpStep, may_go_on};
+use super::ahead::become_criu;
+use super::dump::DumpStep;
+use super::gate::may_go_on;
 use super::{Decision, MAX_LINE};
 
 /// Between two attempts to reach the agent.
@@ -20,18 +22,26 @@ const RETRY: Duration = Duration::from_millis(50);
 enum Asking {
     Restore(MigrationId),
     Dump(DumpStep),
+    // The rest of the arguments is CRIU's.
+    Criu(PathBuf),
 }
 
 /// `transhipd hook --socket PATH --migration ID` for a restore, `transhipd hook --socket PATH --dump STEP`
-/// for a dump: returns success after `go` only.
+/// for a dump: returns success after `go` only. `transhipd hook --socket PATH --become CRIU ARGUMENTS...`
+/// stands in for CRIU.
 ///
 /// Exit status: 0 go, 1 abort, 2 wrong usage. Every status but 0 makes CRIU call the whole off.
 pub fn hook_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Called for another step by hand: nothing to hold, and success would be the wrong answer.
-    let Some((socket, asking)) = parse(args) else {
-        eprintln!("usage: transhipd hook --socket PATH --migration ID | --dump STEP");
+    let mut args = args.into_iter();
+    let Some((socket, asking)) = parse(&mut args) else {
+        eprintln!("usage: transhipd hook --socket PATH --migration ID | --dump STEP | --become CRIU ...");
         return ExitCode::from(2);
     };
+    // Not tied to its parent: CRIU would be, after it.
+    if let Asking::Criu(program) = &asking {
+        return become_criu(&socket, program, args);
+    }
     // A hold without its CRIU holds nothing, and nobody would ever end it.
     let parent = rustix::process::getppid();
     let tied = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
@@ -39,7 +49,8 @@ pub fn hook_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let go = match asking {
-        Asking::Dump(step) => may_go_on(&socket, step),
+        Asking::Criu(_) => false,
+        Asking::Dump(step) => may_go_on(&socket, step.name()),
         Asking::Restore(migration) => {
             let pid = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|p| p.parse::<i32>().ok()).unwrap_or(0);
             wait_for_decision(&socket, migration, pid) == Decision::Go
@@ -48,9 +59,8 @@ pub fn hook_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if go { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn parse(args: impl IntoIterator<Item = OsString>) -> Option<(PathBuf, Asking)> {
+fn parse(args: &mut impl Iterator<Item = OsString>) -> Option<(PathBuf, Asking)> {
     let (mut socket, mut asking) = (None, None);
-    let mut args = args.into_iter();
     while let Some(name) = args.next() {
         let value = args.next()?;
         match name.to_str()? {
@@ -58,6 +68,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Option<(PathBuf, Asking)> 
             "--migration" if asking.is_none() => {
                 asking = Some(Asking::Restore(value.to_str()?.parse().ok()?));
             }
+            "--become" if asking.is_none() => return Some((socket?, Asking::Criu(value.into()))),
             "--dump" if asking.is_none() => asking = Some(Asking::Dump(DumpStep::parse(value.to_str()?)?)),
             _ => return None,
         }
@@ -93,10 +104,12 @@ mod tests {
     #[test]
     fn wrong_usage_never_succeeds() {
         let id = "01890a5d-ac96-774b-bcce-b302099a8057";
-        let words = |w: &[&str]| parse(w.iter().map(OsString::from).collect::<Vec<_>>());
+        let words = |w: &[&str]| parse(&mut w.iter().map(OsString::from));
         assert!(words(&["--socket", "/s", "--migration", id]).is_some());
         let (_, asking) = words(&["--socket", "/s", "--dump", "post-dump"]).unwrap();
         assert_eq!(asking, Asking::Dump(DumpStep::After));
+        let (_, asking) = words(&["--socket", "/s", "--become", "/usr/sbin/criu", "swrk", "3"]).unwrap();
+        assert_eq!(asking, Asking::Criu("/usr/sbin/criu".into()));
         for bad in [
             &[][..],
             &["--socket"],
@@ -104,6 +117,7 @@ mod tests {
             &["--migration", id],
             &["--socket", "/s", "--migration", "../x"],
             &["--x", "y"],
+            &["--become", "/usr/sbin/criu", "--socket", "/s"],
             &["--socket", "/s", "--dump", "pre-restore"],
             &["--socket", "/s", "--dump", "pre-dump", "--migration", id],
         ] {

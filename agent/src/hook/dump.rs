@@ -9,19 +9,14 @@
 //! Rejected: the runtime's `--status-fd`, which comes after CRIU has set aside all memory that it leaves
 //! out, 0.2 s/GiB later.
 //!
-//! On the wire, over a socket of this dump's own: `pre-dump` or `post-dump` from the script, `go` back,
-//! one line each. A closed connection is a no.
+//! The words of the script, over a [`Gate`] of this dump's own, are `pre-dump` and `post-dump`.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 
-use super::MAX_LINE;
-
-const GO: &str = "go\n";
+use super::gate::{Gate, pass};
 
 /// A step of a dump at which the script asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +29,7 @@ pub(super) enum DumpStep {
 
 impl DumpStep {
     /// CRIU's name of it.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             DumpStep::Before => "pre-dump",
             DumpStep::After => "post-dump",
@@ -46,32 +41,19 @@ impl DumpStep {
     }
 }
 
-/// Asks once, at the script's end, and waits for the answer. An agent that is gone is a no.
-pub(super) fn may_go_on(socket: &Path, step: DumpStep) -> bool {
-    let ask = || -> io::Result<String> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.write_all(format!("{}\n", step.name()).as_bytes())?;
-        let mut line = String::new();
-        BufReader::new(stream.take(MAX_LINE as u64)).read_line(&mut line)?;
-        Ok(line)
-    };
-    ask().is_ok_and(|line| line == GO)
-}
-
 /// A dump that is to wait, at the agent's end. Dropped, it calls the dump off at the next step that it
 /// comes to.
 #[derive(Debug)]
 pub struct DumpHold {
     config: PathBuf,
-    listener: UnixListener,
-    waiting: Option<tokio::net::UnixStream>,
+    gate: Gate,
+    waiting: Option<UnixStream>,
 }
 
 impl DumpHold {
     /// Listens for the script of the dump that gets `config`. Must be called on a tokio runtime.
     pub(super) fn new(config: PathBuf, socket: &Path) -> io::Result<Self> {
-        let _ = std::fs::remove_file(socket);
-        Ok(DumpHold { config, listener: UnixListener::bind(socket)?, waiting: None })
+        Ok(DumpHold { config, gate: Gate::listen(socket)?, waiting: None })
     }
 
     /// CRIU's configuration file.
@@ -91,37 +73,29 @@ impl DumpHold {
     /// Lets CRIU begin. The container must be frozen.
     pub async fn go(&mut self) -> io::Result<()> {
         match self.waiting.take() {
-            Some(mut stream) => stream.write_all(GO.as_bytes()).await,
+            Some(stream) => pass(stream).await,
             None => Err(io::Error::new(io::ErrorKind::NotConnected, "criu does not wait")),
         }
     }
 
     /// Waits until all images are complete. As [`DumpHold::waiting`] otherwise.
     pub async fn dumped(&mut self) -> io::Result<()> {
-        self.asked(DumpStep::After).await?.write_all(GO.as_bytes()).await
+        pass(self.asked(DumpStep::After).await?).await
     }
 
-    async fn asked(&self, step: DumpStep) -> io::Result<tokio::net::UnixStream> {
-        let (mut stream, _) = self.listener.accept().await?;
-        let mut line = String::new();
-        tokio::io::BufReader::new((&mut stream).take(MAX_LINE as u64)).read_line(&mut line).await?;
-        match line.strip_suffix('\n').and_then(DumpStep::parse) {
-            Some(said) if said == step => Ok(stream),
-            _ => {
-                let text = format!("criu's script said {line:?} where {} comes", step.name());
-                Err(io::Error::new(io::ErrorKind::InvalidData, text))
-            }
-        }
+    async fn asked(&self, step: DumpStep) -> io::Result<UnixStream> {
+        self.gate.asked(step.name()).await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::gate::may_go_on;
     use super::*;
 
     fn ask(socket: &Path, step: DumpStep) -> tokio::task::JoinHandle<bool> {
         let socket = socket.to_owned();
-        tokio::task::spawn_blocking(move || may_go_on(&socket, step))
+        tokio::task::spawn_blocking(move || may_go_on(&socket, step.name()))
     }
 
     #[tokio::test]

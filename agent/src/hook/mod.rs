@@ -11,10 +11,13 @@
 //!
 //! On the wire, one line each: `held MIGRATION PID` from the script, `go` or `abort` back, `ok` at last.
 //!
-//! The hold at the source, before a dump, is another matter: see [`DumpHold`].
+//! Two other waits have nothing to protect and so fail open: of a dump before the freeze ([`DumpHold`]), and
+//! of a restore before its images are there ([`RestoreAhead`]).
 
+mod ahead;
 mod client;
 mod dump;
+mod gate;
 mod server;
 
 use std::fs;
@@ -25,10 +28,12 @@ use std::path::{Path, PathBuf};
 
 use tranship_proto::ids::MigrationId;
 
+pub use ahead::RestoreAhead;
 pub use client::hook_main;
 pub use dump::DumpHold;
 pub use server::{HeldHandle, HookError, HookServer};
 
+use crate::command::find;
 use crate::criu::CriuConfig;
 
 /// Longest line, in bytes.
@@ -81,6 +86,24 @@ impl HookFiles {
         let config = self.dir.join("criu.conf");
         CriuConfig { action_script: Some(script), ..Default::default() }.write(&config)?;
         Ok(config)
+    }
+
+    /// Writes a `criu` that waits for its images before a restore, for the runtime to find, and listens for
+    /// it. Must be called on a tokio runtime.
+    pub fn restore_ahead(&self, program: &Path) -> io::Result<RestoreAhead> {
+        let real =
+            find("criu").ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "criu is not installed"))?;
+        let (programs, socket) = (self.dir.join("bin"), self.dir.join("images.sock"));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&programs)?;
+        let text = format!(
+            "#!/bin/sh\n# Called by the runtime in place of criu; waits for the images before a restore.\n\
+             exec {} hook --socket {} --become {} \"$@\"\n",
+            quote(program)?,
+            quote(&socket)?,
+            quote(&real)?,
+        );
+        write_script(&programs.join("criu"), &text)?;
+        RestoreAhead::new(programs, &socket)
     }
 
     /// Writes script and configuration for a dump that waits, with the descriptor of its page socket, and

@@ -74,8 +74,13 @@ pub struct Received {
 /// Takes image files into `dir`, which has none of them yet; at most `limit` bytes. Blocking.
 ///
 /// Returns after the stream's own end record, checked against what came. On an error the directory
-/// is left for the caller to remove.
-pub fn receive_images(reader: &mut BulkReader, dir: &Path, limit: u64) -> Result<Received, ReceiveError> {
+/// is left for the caller to remove. `came` is told the name of each file that is whole.
+pub fn receive_images(
+    reader: &mut BulkReader,
+    dir: &Path,
+    limit: u64,
+    mut came: impl FnMut(&str),
+) -> Result<Received, ReceiveError> {
     let at = |path: &Path| {
         let path = path.to_path_buf();
         move |source: std::io::Error| ReceiveError::Write { path, source }
@@ -130,6 +135,7 @@ pub fn receive_images(reader: &mut BulkReader, dir: &Path, limit: u64) -> Result
                 }
                 total.files += 1;
                 total.bytes += file.bytes;
+                came(&file.name);
             }
             RecordKind::ImagesEnd => {
                 let end: ImagesEnd = codec::decode("ImagesEnd", &meta)?;

@@ -5,6 +5,7 @@
 //! BLAKE3 digest, the whole with counts: a cut stream cannot look complete.
 
 use crate::transport::bulk::{BulkError, BulkWriter};
+use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -67,12 +68,14 @@ pub struct ImageSender {
     writer: BulkWriter,
     slots: u16,
     sent: Sent,
+    // Files of the directory that went ahead of it.
+    ahead: Vec<OsString>,
 }
 
 impl ImageSender {
     /// Over this writer.
     pub fn new(writer: BulkWriter) -> Self {
-        Self { writer, slots: 0, sent: Sent::default() }
+        Self { writer, slots: 0, sent: Sent::default(), ahead: Vec::new() }
     }
 
     /// Begins a file.
@@ -165,7 +168,23 @@ impl ImageSender {
         Ok(())
     }
 
-    /// Sends every regular file of a directory, in order of name.
+    /// Sends one file of a directory, which is left out when the directory is sent.
+    pub fn ahead(&mut self, dir: &Path, name: &str) -> Result<(), SendError> {
+        self.ahead.push(name.into());
+        self.file(&dir.join(name), name)
+    }
+
+    fn file(&mut self, path: &Path, name: &str) -> Result<(), SendError> {
+        let read = |source| SendError::Read { path: path.to_owned(), source };
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
+        let fd: OwnedFd =
+            rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(|e| read(e.into()))?;
+        let mut image = self.start(name)?;
+        self.fill(&mut image, &mut std::fs::File::from(fd), None).map_err(read)??;
+        self.end(image)
+    }
+
+    /// Sends every other regular file of a directory, in order of name.
     pub fn directory(&mut self, dir: &Path) -> Result<(), SendError> {
         let read = |path: &Path| {
             let path = path.to_path_buf();
@@ -174,21 +193,13 @@ impl ImageSender {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(read(dir))? {
             let entry = entry.map_err(read(dir))?;
-            if entry.file_type().map_err(read(dir))?.is_file() {
+            if entry.file_type().map_err(read(dir))?.is_file() && !self.ahead.contains(&entry.file_name()) {
                 names.push(entry.file_name());
             }
         }
         names.sort();
         for name in names {
-            let path = dir.join(&name);
-            let flags =
-                rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-            let fd: OwnedFd = rustix::fs::open(&path, flags, rustix::fs::Mode::empty())
-                .map_err(|e| SendError::Read { path: path.clone(), source: e.into() })?;
-            let mut file = std::fs::File::from(fd);
-            let mut image = self.start(&name.to_string_lossy())?;
-            self.fill(&mut image, &mut file, None).map_err(read(&path))??;
-            self.end(image)?;
+            self.file(&dir.join(&name), &name.to_string_lossy())?;
         }
         Ok(())
     }

@@ -83,31 +83,39 @@ pub(super) fn files(ctx: &Context, name: &ContainerName) -> FillFiles {
     FillFiles::new(&ctx.config.run_dir, name)
 }
 
-/// Starts the fill process, when the images are without memory; what the engine is to restore.
-pub(super) async fn restore_request(
+/// What the engine is to restore.
+pub(super) fn restore_request(image_dir: PathBuf, lazy: bool) -> RestoreRequest {
+    RestoreRequest { work_dir: image_dir.join("work"), image_dir, lazy }
+}
+
+/// Whether the images are without memory, which has come in rounds and is sealed.
+pub(super) fn sealed(image_dir: &Path) -> bool {
+    image_dir.join(PAGES_MAP).exists()
+}
+
+/// Starts the fill process, when the restore needs one.
+pub(super) async fn start_fill(
     ctx: &Context,
     name: &ContainerName,
-    image_dir: PathBuf,
-) -> Result<RestoreRequest, Failure> {
-    let work_dir = image_dir.join("work");
-    let lazy = image_dir.join(PAGES_MAP).exists();
-    if lazy {
-        let program = own_program().map_err(|e| failed(format!("cannot find the agent's program: {e}")))?;
-        let request = FillRequest {
-            program,
-            image_dir: image_dir.clone(),
-            work_dir: work_dir.clone(),
-            cgroup: ctx.runtime.cgroup(name.as_str()).dir().to_owned(),
-            files: files(ctx, name),
-        };
-        fill::start(&request).await.map_err(|e| unfilled(&e))?;
+    request: &RestoreRequest,
+) -> Result<(), Failure> {
+    if !request.lazy {
+        return Ok(());
     }
-    Ok(RestoreRequest { image_dir, work_dir, lazy })
+    let program = own_program().map_err(|e| failed(format!("cannot find the agent's program: {e}")))?;
+    let request = FillRequest {
+        program,
+        image_dir: request.image_dir.clone(),
+        work_dir: request.work_dir.clone(),
+        cgroup: ctx.runtime.cgroup(name.as_str()).dir().to_owned(),
+        files: files(ctx, name),
+    };
+    fill::start(&request).await.map_err(|e| unfilled(&e))
 }
 
 /// Whether the memory of a held container is safe: it needs no fill process, or has one.
 pub(super) async fn held_well(ctx: &Context, name: &ContainerName, image_dir: &Path) -> bool {
-    !image_dir.join(PAGES_MAP).exists()
+    !sealed(image_dir)
         || matches!(fill::progress(&files(ctx, name)).await, Ok(Some(s)) if s.state == FillState::Held)
 }
 
@@ -124,7 +132,7 @@ pub(super) fn cause(ctx: &Context, name: &ContainerName) -> Option<String> {
 /// Returns with a failure when a held container loses its memory, and with nothing when it runs, or
 /// needs no fill process.
 pub(super) async fn hold_lost(ctx: &Context, name: &ContainerName, image_dir: &Path) -> Option<Failure> {
-    if !image_dir.join(PAGES_MAP).exists() {
+    if !sealed(image_dir) {
         return None;
     }
     match fill::until_running(&files(ctx, name)).await {

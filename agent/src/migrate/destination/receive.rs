@@ -5,7 +5,7 @@ use crate::storage::{StorePolicy, TreeStore};
 use crate::transport::bulk::{BulkReader, Record};
 use quinn::RecvStream;
 use std::path::PathBuf;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tranship_proto::bulk::RecordKind;
 use tranship_proto::codec;
 use tranship_proto::status::{Failure, Reason, Side};
@@ -97,15 +97,25 @@ impl Receiving {
     }
 }
 
-/// Takes the images of a dump into `dir`.
+/// The file that a runtime wants to see before it starts CRIU: what the standard streams were.
+const DESCRIPTORS: &str = "descriptors.json";
+
+/// Takes the images of a dump into `dir`. `described` is told when the runtime can be started for them.
 pub(super) async fn images(
     recv: RecvStream,
     dir: PathBuf,
     limit: u64,
     given_up: watch::Receiver<bool>,
+    described: oneshot::Sender<()>,
 ) -> Result<Received, Failure> {
     let mut reader = reader(recv, given_up)?;
-    tokio::task::spawn_blocking(move || receive_images(&mut reader, &dir, limit))
+    let mut described = Some(described);
+    let came = move |name: &str| {
+        if let Some(described) = described.take_if(|_| name == DESCRIPTORS) {
+            let _ = described.send(());
+        }
+    };
+    tokio::task::spawn_blocking(move || receive_images(&mut reader, &dir, limit, came))
         .await
         .map_err(|e| failed(format!("receiving images panicked: {e}")))?
         .map_err(|e| failed(format!("cannot receive memory: {}", crate::chain(&e))))

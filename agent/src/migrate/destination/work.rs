@@ -20,7 +20,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
+use tokio::sync::{Mutex, OnceCell, Semaphore, oneshot, watch};
 use tranship_proto::bulk::BulkContent;
 use tranship_proto::handoff::{Handoff, MemoryMode, Offer, ResumeTimes, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
@@ -203,9 +203,11 @@ impl Work {
                 .await
                 .map_err(hint)?;
         }
-        let request = memory::restore_request(&self.ctx, &self.offer.container, self.image_dir()).await?;
+        let request = memory::restore_request(self.image_dir(), memory::sealed(&self.image_dir()));
+        memory::start_fill(&self.ctx, &self.offer.container, &request).await?;
         let mut handle = self.ctx.engine.restore(&accepted.arrival, &request).await.map_err(engine)?;
         let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
+        handle.begin(limit).await.map_err(engine)?;
         handle.held(limit).await.map_err(engine)?;
         Ok(handle)
     }
@@ -364,7 +366,10 @@ impl Work {
                     Ok(Some(Handoff::PassDone { index, pass }))
                 }
                 BulkContent::Pages { round, lane, lanes } => match &room.memory {
-                    Some(store) => memory::lane(store.clone(), (round, lane, lanes), recv, self.given_up.subscribe()).await,
+                    Some(store) => {
+                        memory::lane(store.clone(), (round, lane, lanes), recv, self.given_up.subscribe())
+                            .await
+                    }
                     None => Err(Failure::new(
                         Reason::Failed,
                         Side::Destination,
@@ -373,14 +378,46 @@ impl Work {
                 },
                 BulkContent::Images => {
                     let limit = self.accepted()?.image_bytes;
-                    let received = images(recv, self.image_dir(), limit, self.given_up.subscribe()).await?;
-                    self.received.send_replace(Some(received));
-                    Ok(None)
+                    let (told, described) = oneshot::channel();
+                    let receiving = async {
+                        let given_up = self.given_up.subscribe();
+                        let received = images(recv, self.image_dir(), limit, given_up, told).await?;
+                        self.received.send_replace(Some(received));
+                        Ok(None)
+                    };
+                    let ahead = async {
+                        if described.await.is_ok()
+                            && let Err(failure) = self.restore_ahead().await
+                        {
+                            tracing::warn!(%failure, "the restore could not be started ahead");
+                        }
+                    };
+                    tokio::join!(receiving, ahead).0
                 }
             }
         }
         .await;
         if *self.given_up.borrow() { Ok(None) } else { taken }
+    }
+
+    /// Starts the runtime before the images are there, which is the longer part of a restore. It waits for
+    /// [`Self::restore`], and ends when the migration is given up or this agent dies.
+    async fn restore_ahead(&self) -> Result<(), Failure> {
+        // Held by the restore itself or by what undoes it all: too late then.
+        let Ok(_making) = self.making.try_lock() else { return Ok(()) };
+        if *self.given_up.borrow() {
+            return Ok(());
+        }
+        let arrival = &self.accepted()?.arrival;
+        // The runtime looks at the places of volumes, and these are put there at last.
+        if arrival.trees.iter().any(|t| t.receive != t.home) {
+            return Ok(());
+        }
+        let lazy = self.room().await?.memory.is_some();
+        let request = memory::restore_request(self.image_dir(), lazy);
+        let handle = self.ctx.engine.restore(arrival, &request).await;
+        *self.handle.lock().await = Some(handle.map_err(|e| engine_failure(&e, Side::Destination))?);
+        Ok(())
     }
 
     /// Verifies that everything came, and restores up to the hold. Microseconds from call to held.
@@ -396,8 +433,14 @@ impl Work {
             self.ctx.engine.adopt(arrival).await.map_err(engine)?;
             let verified = start.elapsed();
             let name = &self.offer.container;
-            let request = memory::restore_request(&self.ctx, name, self.image_dir()).await?;
-            let mut handle = self.ctx.engine.restore(arrival, &request).await.map_err(engine)?;
+            let request = memory::restore_request(self.image_dir(), memory::sealed(&self.image_dir()));
+            let started = self.handle.lock().await.take().filter(RestoreHandle::waits);
+            let mut handle = match started {
+                Some(handle) => handle,
+                None => self.ctx.engine.restore(arrival, &request).await.map_err(engine)?,
+            };
+            memory::start_fill(&self.ctx, name, &request).await?;
+            handle.begin(limit).await.map_err(engine)?;
             handle.held(limit).await.map_err(|e| match memory::cause(&self.ctx, name) {
                 Some(why) => Failure::new(Reason::Failed, Side::Destination, why),
                 None => engine(e),

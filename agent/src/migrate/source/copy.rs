@@ -16,7 +16,7 @@ use super::work::{Way, Work, failed, totals};
 use crate::memory::page_server::{PageError, PageServer};
 use crate::memory::send::{ImageSender, SendError, Sent};
 use crate::transport::bulk::{BulkWriter, Delivery};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -27,6 +27,9 @@ use tranship_proto::status::{Failure, Reason, Side};
 
 /// Image that CRIU writes when it had to give a deleted file a name in the root file system.
 const REMAP_IMAGE: &str = "remap-fpath.img";
+/// What the runtime has found out about the standard streams.
+const DESCRIPTORS: &str = "descriptors.json";
+
 /// Images sent, the memory in fast mode, and words about both.
 type Copied = (Sent, Option<Memory>, String);
 
@@ -54,12 +57,15 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
     let Some((images_done, pages)) = work.dump.as_mut().and_then(Dump::go) else {
         return Err(no_images(work).await);
     };
+    let Some(images) = work.images.take() else {
+        return Err(internal("no stream for images is open".into()));
+    };
     let copying = match (work.memory.take(), pages) {
         (Some(memory), _) => {
-            tokio::spawn(tracing::Instrument::instrument(fast(way, memory, images_done), span))
+            tokio::spawn(tracing::Instrument::instrument(fast(way, images, memory, images_done), span))
         }
         (None, Some(pages)) => {
-            tokio::spawn(tracing::Instrument::instrument(plain(way, pages, images_done), span))
+            tokio::spawn(tracing::Instrument::instrument(plain(way, images, pages, images_done), span))
         }
         (None, None) => {
             return Err(internal("the dump leaves memory out, and no round has carried it".into()));
@@ -106,24 +112,57 @@ async fn no_images(work: &mut Work) -> Failure {
     said.unwrap_or_else(|| internal("the dump ended without its images".into()))
 }
 
-async fn image_stream(way: &Way) -> Result<(BulkWriter, Delivery), Failure> {
-    let open = BulkOpen { migration: way.id, epoch: way.epoch, content: BulkContent::Images };
-    BulkWriter::open(&way.connection, open, way.meter.bulk.clone())
+/// The stream of images, opened before the freeze: the destination starts its runtime meanwhile.
+pub(super) struct Images {
+    sender: ImageSender,
+    delivery: Delivery,
+}
+
+impl Images {
+    /// Sends what the destination's runtime wants to see at its start, and the source's has written
+    /// before CRIU waits.
+    pub(super) async fn open(way: &Way) -> Result<Self, Failure> {
+        let open = BulkOpen { migration: way.id, epoch: way.epoch, content: BulkContent::Images };
+        let (writer, delivery) = BulkWriter::open(&way.connection, open, way.meter.bulk.clone())
+            .await
+            .map_err(|e| failed("open a stream for images", &e, None))?;
+        let dir = way.image_dir();
+        let sent = tokio::task::spawn_blocking(move || {
+            let mut sender = ImageSender::new(writer);
+            sender.ahead(&dir, DESCRIPTORS).map(|()| sender)
+        })
         .await
-        .map_err(|e| failed("open a stream for images", &e, None))
+        .map_err(|e| internal(format!("the sending of images panicked: {e}")))?;
+        let sender = sent.map_err(|e| failed("send the images", &e, None))?;
+        Ok(Images { sender, delivery })
+    }
+
+    /// Sends the rest of the directory.
+    async fn rest(self, dir: PathBuf) -> Result<Sent, Failure> {
+        let mut sender = self.sender;
+        let sent = tokio::task::spawn_blocking(move || -> Result<Sent, SendError> {
+            sender.directory(&dir)?;
+            sender.finish()
+        })
+        .await
+        .map_err(|e| internal(format!("the sending of images panicked: {e}")))?
+        .map_err(|e| failed("send the images", &e, None))?;
+        super::sink::delivered(self.delivery).await?;
+        Ok(sent)
+    }
 }
 
 /// A dump with all of memory, sent while it is made.
 async fn plain(
     way: Way,
+    images: Images,
     server: PageServer,
     images_done: oneshot::Receiver<()>,
 ) -> Result<Copied, NotCopied> {
     let start = Instant::now();
-    let (writer, delivery) = image_stream(&way).await?;
     let serving = tokio::task::spawn_blocking(move || {
-        let mut images = ImageSender::new(writer);
-        let served = server.serve(&mut images);
+        let mut images = images;
+        let served = server.serve(&mut images.sender);
         (images, served)
     });
     let done = images_done.await;
@@ -138,18 +177,22 @@ async fn plain(
         _ => return Err(NotCopied::NoImages),
     };
     let (dump_ms, rest) = (start.elapsed().as_millis(), Instant::now());
-    let sent = send_images(images, way.image_dir(), delivery).await?;
+    let sent = images.rest(way.image_dir()).await?;
     Ok((sent, None, format!("dump {dump_ms} ms, images {} ms", rest.elapsed().as_millis())))
 }
 
 /// The last round beside the dump, the images, and what both have left out.
-async fn fast(way: Way, memory: Memory, images_done: oneshot::Receiver<()>) -> Result<Copied, NotCopied> {
+async fn fast(
+    way: Way,
+    images: Images,
+    memory: Memory,
+    images_done: oneshot::Receiver<()>,
+) -> Result<Copied, NotCopied> {
     let start = Instant::now();
     let images = async {
-        let (writer, delivery) = image_stream(&way).await?;
         images_done.await.map_err(|_| NotCopied::NoImages)?;
         let dump_ms = start.elapsed().as_millis();
-        let sent = send_images(ImageSender::new(writer), way.image_dir(), delivery).await?;
+        let sent = images.rest(way.image_dir()).await?;
         Ok::<_, NotCopied>((sent, dump_ms, start.elapsed().as_millis()))
     };
     let (memory, images) = tokio::join!(memory.round(&way, true), images);
@@ -174,16 +217,4 @@ async fn fast(way: Way, memory: Memory, images_done: oneshot::Receiver<()>) -> R
         images_ms - dump_ms,
     );
     Ok((sent, Some(memory), times))
-}
-
-async fn send_images(mut images: ImageSender, dir: PathBuf, delivery: Delivery) -> Result<Sent, Failure> {
-    let sent = tokio::task::spawn_blocking(move || -> Result<Sent, SendError> {
-        images.directory(Path::new(&dir))?;
-        images.finish()
-    })
-    .await
-    .map_err(|e| internal(format!("the sending of images panicked: {e}")))?
-    .map_err(|e| failed("send the images", &e, None))?;
-    super::sink::delivered(delivery).await?;
-    Ok(sent)
 }

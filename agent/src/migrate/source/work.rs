@@ -3,6 +3,7 @@
 //! Each step returns the event that the machine is to see. What a step has changed so far stays
 //! until `undo` or `retire`; both may be repeated and both take whatever state they find.
 
+use super::copy::Images;
 use super::dump::Dump;
 use super::machine::{Effect, Event};
 use super::memory::Memory;
@@ -131,6 +132,8 @@ pub struct Work {
     pub(super) memory: Option<Memory>,
     // From the stage step on.
     pub(super) dump: Option<Dump>,
+    // From the freeze step on.
+    pub(super) images: Option<Images>,
     pub(super) options: MigrateOptions,
     pub(super) offered_bytes: u64,
     /// Bytes, passes, moments; also the driver's.
@@ -198,6 +201,7 @@ impl Work {
             watch: None,
             memory: None,
             dump: None,
+            images: None,
             options,
             offered_bytes: 0,
             meter: Shared::new(Meter::capped(options.bandwidth)),
@@ -237,6 +241,7 @@ impl Work {
             watch: None,
             memory: None,
             dump: None,
+            images: None,
             options: MigrateOptions::default(),
             offered_bytes: 0,
             meter,
@@ -467,6 +472,7 @@ impl Work {
             Some(dump) => dump.ready().await?,
             None => return Err(Failure::new(Reason::Internal, Side::Source, "no dump was started")),
         }
+        self.images = Some(Images::open(&self.way()?).await?);
         // Watched from before the fence, so that the last packet in is seen.
         self.watch = self.ports.first().and_then(|p| PacketWatch::start(p).ok());
         tokio::time::sleep(Duration::from_millis(if self.watch.is_some() { 20 } else { 0 })).await;
@@ -501,6 +507,7 @@ impl Work {
             tracing::debug!(failure = %f, "the dump has ended");
         }
         self.trees.clear();
+        self.images = None;
         if !self.ports.is_empty()
             && self.netns.exists()
             && let Err(e) = network::unfence(&self.netns, &self.ports).await
