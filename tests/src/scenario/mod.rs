@@ -7,6 +7,8 @@
 
 pub mod bounded;
 mod cancel;
+mod doubt;
+mod drill;
 mod files;
 mod hosts_file;
 mod identity;
@@ -64,6 +66,16 @@ pub const ALL: &[Scenario] = &[
         run: refusals::bad_input,
         images: &["redis"],
     },
+    Scenario { name: "drill_finds_that_promises_hold", run: drill::holds, images: &["redis"] },
+    Scenario { name: "drill_tells_when_no_agent_comes_back", run: drill::tells, images: &["redis"] },
+    Scenario { name: "damaged_journal_starts_nothing", run: doubt::damaged_journal, images: &["redis"] },
+    Scenario { name: "resolve_when_the_source_is_dead", run: doubt::source_dead, images: &["redis"] },
+    Scenario {
+        name: "resolve_when_the_destination_is_dead",
+        run: doubt::destination_dead,
+        images: &["redis"],
+    },
+    Scenario { name: "resolve_gives_up_what_cannot_run", run: doubt::given_up, images: &["redis"] },
     Scenario { name: "nginx_keepalive_20mib", run: nginx::keepalive, images: &["web"] },
     Scenario { name: "every_kind_of_file", run: files::every_kind, images: &["web"] },
     Scenario { name: "postgres_pgbench_three_moves", run: postgres::pgbench, images: &["postgres"] },
