@@ -30,8 +30,8 @@ const MAX_PASSES: u32 = 5;
 const SETTLED_BYTES: u64 = 4 << 20;
 /// How long the freezer may take.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
-/// How long a container is thawed to accept the connections that wait for it, each time.
-const MOMENTS: [Duration; 5] = [5, 10, 20, 40, 80].map(Duration::from_millis);
+/// How long a container is thawed to accept the connections that wait for it, each time; milliseconds.
+const MOMENTS: [u64; 5] = [5, 10, 20, 40, 80];
 
 /// A step, as the driver runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -508,10 +508,9 @@ impl Work {
     async fn accept_waiting(&self) -> Result<(), Failure> {
         let name = self.name().as_str();
         let (pid, _) = self.processes().await?;
-        let waiting = || {
-            network::backlogged_ports(pid).map_err(|e| failed("look for connections that wait", &e, None))
-        };
-        for moment in MOMENTS {
+        let waiting =
+            || network::backlogged_ports(pid).map_err(|e| failed("look for connections that wait", &e, None));
+        for moment in MOMENTS.map(Duration::from_millis) {
             let ports = waiting()?;
             if ports.is_empty() {
                 return Ok(());
