@@ -364,7 +364,10 @@ impl Work {
                     Ok(Some(Handoff::PassDone { index, pass }))
                 }
                 BulkContent::Pages { round, lane, lanes } => match &room.memory {
-                    Some(store) => memory::lane(store.clone(), (round, lane, lanes), recv, self.given_up.subscribe()).await,
+                    Some(store) => {
+                        memory::lane(store.clone(), (round, lane, lanes), recv, self.given_up.subscribe())
+                            .await
+                    }
                     None => Err(Failure::new(
                         Reason::Failed,
                         Side::Destination,

@@ -3,7 +3,7 @@
 //! Each step returns the event that the machine is to see. What a step has changed so far stays
 //! until `undo` or `retire`; both may be repeated and both take whatever state they find.
 
-use super::copy::Ending;
+use super::dump::Dump;
 use super::machine::{Effect, Event};
 use super::memory::Memory;
 use super::offer;
@@ -131,7 +131,8 @@ pub struct Work {
     watch: Option<PacketWatch>,
     // In fast mode, from the stage step to the end.
     pub(super) memory: Option<Memory>,
-    pub(super) dump: Option<Ending>,
+    // From the stage step on.
+    pub(super) dump: Option<Dump>,
     pub(super) options: MigrateOptions,
     pub(super) offered_bytes: u64,
     /// Bytes, passes, moments; also the driver's.
@@ -343,19 +344,11 @@ impl Work {
         })
     }
 
-    /// Waits until a dump that has left memory out has let go of the processes.
+    /// Waits until the dump has let go of the processes, or calls it off when it waits still.
     pub(super) async fn dump_over(&mut self) -> Result<(), Failure> {
         match self.dump.take() {
             None => Ok(()),
-            Some(dump) => match dump.await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(e)) => Err(failed("dump the container", &e, e.hint())),
-                Err(e) => Err(Failure::new(
-                    Reason::Internal,
-                    Side::Source,
-                    format!("the dump's task panicked: {e}"),
-                )),
-            },
+            Some(mut dump) => dump.over().await,
         }
     }
 
@@ -392,7 +385,10 @@ impl Work {
             }
             round += 1;
         }
-        if self.meter.fast() && self.options.mode == MemoryMode::Fast {
+        let fast = self.meter.fast() && self.options.mode == MemoryMode::Fast;
+        // Beside the rounds: it takes its time to start.
+        self.dump = Some(Dump::start(&self.way()?, fast)?);
+        if fast {
             let memory = Memory::new(self.offered_bytes)?;
             self.memory = Some(super::memory::rounds(&self.way()?, memory, &self.options).await?);
         }
@@ -483,6 +479,10 @@ impl Work {
     }
 
     async fn freeze(&mut self) -> Result<(), Failure> {
+        match &mut self.dump {
+            Some(dump) => dump.ready().await?,
+            None => return Err(Failure::new(Reason::Internal, Side::Source, "no dump was started")),
+        }
         // Watched from before the fence, so that the last packet in is seen.
         self.watch = self.ports.first().and_then(|p| PacketWatch::start(p).ok());
         tokio::time::sleep(Duration::from_millis(if self.watch.is_some() { 20 } else { 0 })).await;
