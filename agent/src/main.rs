@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tranship_agent::config::{self, Config};
+use tranship_agent::wire_rate::{self, WireRate};
 use tranship_agent::{chain, daemon, hook, memory};
 
 /// The tranship agent: checkpoints, moves and restores containers of this host.
@@ -27,6 +28,9 @@ struct Arguments {
 enum Command {
     /// Check the configuration and the certificates, and say what is wrong.
     CheckConfig,
+    /// Measure what one QUIC stream carries between two hosts.
+    #[command(hide = true)]
+    WireRate(WireRate),
     /// Hold a restore until the agent decides; called by CRIU's action script.
     #[command(hide = true)]
     Hook {
@@ -77,6 +81,10 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             }
             Err(e) => fail(&e),
+        },
+        Some(Command::WireRate(end)) => match wire_rate::run(config, end) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => fail(&*e),
         },
         _ => match daemon::run(config) {
             Ok(()) => ExitCode::SUCCESS,

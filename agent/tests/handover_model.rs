@@ -46,6 +46,7 @@ const CRASHES: Misfortunes = Misfortunes {
     records_fail: false,
     steps_fail: false,
     cancels: false,
+    operators: false,
 };
 
 fn whole(name: &str, misfortunes: Misfortunes, at_least: usize) {
@@ -70,6 +71,16 @@ fn lost_power_and_failing_journals_leave_one_runner() {
 fn a_cancel_is_honoured_or_too_late() {
     let misfortunes = Misfortunes { cancels: true, records_fail: true, ..CRASHES };
     whole("cancels, failing journals", misfortunes, 300_000);
+}
+
+/// Whoever is declared dead, and whenever: one copy runs, unless its host has died after it; and the
+/// other host, once back, ends up with nothing and a journal that agrees.
+#[test]
+fn an_operator_who_tells_the_truth_leaves_one_runner() {
+    let power = Misfortunes { hold_dies: true, source_power: true, operators: true, ..CRASHES };
+    whole("operators, lost power", power, 300_000);
+    let failing = Misfortunes { source_power: true, operators: true, records_fail: true, ..CRASHES };
+    whole("operators, failing journals", failing, 300_000);
 }
 
 /// All of the above and all of their combinations; half a minute of one processor.
@@ -130,6 +141,17 @@ fn other_mistakes_are_noticed() {
     noticed(Mutant::EndWithoutRecord, failing, &[Wrong::BadEnd]);
 }
 
+#[test]
+fn mistakes_about_operators_are_noticed() {
+    let operators = Misfortunes { hold_dies: true, source_power: true, operators: true, ..CRASHES };
+    noticed(Mutant::OverruledNotFlushed, operators, &[Wrong::Unrecorded]);
+    noticed(Mutant::TakenNotFlushed, operators, &[Wrong::Unrecorded]);
+    noticed(Mutant::ThawBeforeOverruled, operators, &[Wrong::Unrecorded]);
+    noticed(Mutant::ResumeBeforeTaken, operators, &[Wrong::Unrecorded]);
+    noticed(Mutant::NeverYield, operators, &[Wrong::NeverEnds, Wrong::BadEnd]);
+    noticed(Mutant::NeverObey, operators, &[Wrong::NeverEnds, Wrong::BadEnd]);
+}
+
 /// One side is honest, the other says anything at any time.
 #[test]
 fn a_hostile_peer_breaks_no_rule_of_this_side() {
@@ -152,13 +174,24 @@ fn events() -> Vec<Ev> {
     let mut all: Vec<Ev> = Msg::ALL.into_iter().map(Ev::Peer).collect();
     all.extend((1..64).filter_map(model::world::try_event_of));
     all.extend([Ev::Start, Ev::LinkLost, Ev::LinkUp, Ev::Cancel, Ev::Deadline, Ev::Repeat, Ev::Restarted]);
+    all.extend([Ev::Resolved, Ev::GivenUp]);
     all
 }
 
 #[test]
 fn no_message_and_no_signal_from_outside_is_impossible_in_any_state() {
     let outside = |e: &Ev| {
-        matches!(e, Ev::Peer(_) | Ev::LinkLost | Ev::LinkUp | Ev::Cancel | Ev::Deadline | Ev::Repeat)
+        matches!(
+            e,
+            Ev::Peer(_)
+                | Ev::LinkLost
+                | Ev::LinkUp
+                | Ev::Cancel
+                | Ev::Deadline
+                | Ev::Repeat
+                | Ev::Resolved
+                | Ev::GivenUp
+        )
     };
     for event in events().into_iter().filter(outside) {
         for state in source_states() {
@@ -182,12 +215,14 @@ fn each_step_by_itself_keeps_the_rules() {
             for effect in effects {
                 match effect {
                     s::Effect::Undo => assert!(
-                        matches!(next, s::State::RollingBack(_))
-                            && (!state.committed()
-                                || matches!(
-                                    (&state, event),
-                                    (s::State::Revoking(_), Ev::Recorded(Record::Revoked))
-                                )),
+                        matches!((&next, event), (s::State::TakingBack(_), Ev::Recorded(Record::Overruled)))
+                            || matches!(state, s::State::TakingBack(_))
+                            || matches!(next, s::State::RollingBack(_))
+                                && (!state.committed()
+                                    || matches!(
+                                        (&state, event),
+                                        (s::State::Revoking(_), Ev::Recorded(Record::Revoked))
+                                    )),
                         "{case}"
                     ),
                     s::Effect::Send(Handoff::Grant) => assert!(
@@ -195,10 +230,16 @@ fn each_step_by_itself_keeps_the_rules() {
                             || matches!(event, Ev::Recorded(Record::Released)),
                         "{case}"
                     ),
-                    s::Effect::Retire => assert!(event == Ev::Peer(Msg::Running), "{case}"),
-                    s::Effect::Finish(_) => {
-                        assert!(matches!(event, Ev::Recorded(Record::Closed | Record::RolledBack)), "{case}")
+                    s::Effect::Retire => {
+                        assert!(matches!(event, Ev::Peer(Msg::Running | Msg::AtTaken)), "{case}");
                     }
+                    s::Effect::Finish(_) => assert!(
+                        matches!(
+                            event,
+                            Ev::Recorded(Record::Closed | Record::RolledBack | Record::TakenBack)
+                        ),
+                        "{case}"
+                    ),
                     _ => {}
                 }
             }
@@ -212,12 +253,18 @@ fn each_step_by_itself_keeps_the_rules() {
             for effect in effects {
                 match effect {
                     t::Effect::Resume => assert!(
-                        matches!(event, Ev::Recorded(Record::Owner)) || matches!(state, t::State::Resuming),
+                        matches!(event, Ev::Recorded(Record::Owner | Record::Taken))
+                            || matches!(state, t::State::Resuming(_)),
                         "{case}"
                     ),
                     t::Effect::Discard | t::Effect::Restore(_) | t::Effect::Reclaim => {
-                        assert!(!owner && !matches!(state, t::State::Owning), "{case}");
+                        assert!(!owner && !matches!(state, t::State::Owning(_)), "{case}");
                     }
+                    t::Effect::Yield => assert!(
+                        matches!(event, Ev::Recorded(Record::Overruled))
+                            || matches!(state, t::State::Yielding(_)),
+                        "{case}"
+                    ),
                     t::Effect::Send(Handoff::Aborted) => assert!(
                         matches!(state, t::State::Idle | t::State::Checking | t::State::Ended(Some(_)))
                             || matches!(event, Ev::Recorded(Record::Discarded)),
@@ -226,8 +273,9 @@ fn each_step_by_itself_keeps_the_rules() {
                     _ => {}
                 }
             }
-            if owner {
-                assert!(next.position() == state.position(), "{case}");
+            if owner && !matches!(next, t::State::Yielding(_)) {
+                use tranship_proto::handoff::Position;
+                assert!(matches!(next.position(), Position::Owner | Position::Taken), "{case}");
             }
         }
     }

@@ -3,6 +3,8 @@
 //! These types are both wire vocabulary (bincode, positional) and the command's JSON output, so
 //! fields carry their unit in the name and enums have no data in their JSON tags.
 
+use crate::bounded;
+use crate::handoff::MAX_WORDS;
 use crate::ids::{ContainerName, Epoch, HostName, MigrationId};
 use serde::{Deserialize, Serialize};
 
@@ -246,6 +248,7 @@ impl EventBody {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct Summary {
     /// Duration of each phase that ran, in order.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub phases_us: Vec<(String, u64)>,
     /// From the request to the end of the retire phase.
     pub total_us: u64,
@@ -265,6 +268,17 @@ pub struct Summary {
     pub blackout_us: Option<u64>,
     /// What `frozen_us` was predicted to be right before the freeze; in fast mode.
     pub predicted_us: Option<u64>,
+}
+
+/// An operator's decision about a migration that was in doubt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// The side that the container runs at from then on; the other one was declared dead.
+    pub run_at: Side,
+    /// Who: `operator NAME` by the certificate, or `root` over the agent's socket.
+    pub by: String,
+    /// When, milliseconds since 1970 by the deciding host's clock.
+    pub at_unix_ms: i64,
 }
 
 /// One row of `status` and `history`.
@@ -288,12 +302,14 @@ pub struct MigrationStatus {
     pub phase: Phase,
     /// When it was accepted, milliseconds since 1970.
     pub started_unix_ms: i64,
-    /// When the state last changed, milliseconds since 1970.
+    /// When the state last changed, milliseconds since 1970: in doubt, since when.
     pub updated_unix_ms: i64,
-    /// Why, when failed, cancelled or in doubt.
+    /// Why, when failed, cancelled or in doubt; its hint says what would settle it.
     pub failure: Option<Failure>,
     /// Figures, when done.
     pub summary: Option<Summary>,
+    /// The operator's decision, when there was one on this side.
+    pub resolution: Option<Resolution>,
 }
 
 /// A container as `ps` shows it.
@@ -308,6 +324,7 @@ pub struct ContainerRow {
     /// Pid of its first process on that host.
     pub pid: Option<i32>,
     /// Addresses, `ip/prefix`.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub addresses: Vec<String>,
     /// Command line.
     pub command: String,
@@ -348,6 +365,7 @@ pub struct HostInfo {
     /// runc's version.
     pub runc: String,
     /// Fleet networks that the host can attach to.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub networks: Vec<String>,
     /// Containers that it owns.
     pub containers: u32,
@@ -358,5 +376,6 @@ pub struct HostInfo {
     /// Space available in the state directory, in MiB.
     pub disk_available_mib: u64,
     /// What makes the host unfit, if anything.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub problems: Vec<String>,
 }

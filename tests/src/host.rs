@@ -210,12 +210,12 @@ impl Host {
     }
 }
 
-// Not `transhipd hook`, which CRIU runs.
+// Not one of its helpers, such as `transhipd hook`, which CRIU runs.
 fn is_agent(pid: i32) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else {
         return false;
     };
     let mut args = line.split(|b| *b == 0);
     let program = args.next().unwrap_or_default();
-    program.rsplit(|b| *b == b'/').next() == Some(b"transhipd") && args.next() != Some(b"hook")
+    program.rsplit(|b| *b == b'/').next() == Some(b"transhipd") && args.next() == Some(b"--config")
 }

@@ -21,6 +21,8 @@
 //! removed by another process than the one that made it.
 
 pub mod agent_config;
+pub mod agent_log;
+pub mod ask;
 pub mod audit;
 pub mod bench;
 pub mod cgroup;
@@ -29,6 +31,7 @@ pub mod client;
 pub mod demo;
 pub mod error;
 pub mod fault;
+pub mod faults;
 pub mod host;
 pub mod host_init;
 pub mod image;
@@ -43,6 +46,7 @@ pub mod state;
 pub mod sys;
 pub mod teardown;
 pub mod topology;
+pub mod workload;
 
 pub use audit::{AuditOptions, Finding, Kind};
 pub use error::LabError;

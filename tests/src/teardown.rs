@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 
@@ -80,8 +80,18 @@ fn netns_files(name: &LabName) -> Result<Vec<PathBuf>> {
 fn remove_netns(file: &Path) -> io::Result<()> {
     match umount2(file, MntFlags::MNT_DETACH) {
         // Not mounted: the lab was killed between making the file and binding to it.
-        Ok(()) | Err(nix::errno::Errno::EINVAL) => fs::remove_file(file),
-        Err(e) => Err(e.into()),
+        Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
+        Err(e) => return Err(e.into()),
+    }
+    // A host of another lab that is being made has a copy of every mount for a moment.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match fs::remove_file(file) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
     }
 }
 

@@ -107,6 +107,11 @@ impl RestoreHandle {
         self.held.connected()
     }
 
+    /// The hold by itself: whether it lasts can be watched while the handle is used.
+    pub fn hold(&self) -> HeldHandle {
+        self.held.clone()
+    }
+
     /// Lets the container run: the point of no return at this host. Returns when the restore has heard it.
     ///
     /// Cancel safety: the decision stands and reaches the restore whenever it asks.

@@ -23,6 +23,12 @@ pub fn hook_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         eprintln!("usage: transhipd hook --socket PATH --migration ID");
         return ExitCode::from(2);
     };
+    // A hold without its CRIU holds nothing, and nobody would ever end it.
+    let parent = rustix::process::getppid();
+    let tied = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    if tied.is_err() || parent.is_none() || rustix::process::getppid() != parent {
+        return ExitCode::FAILURE;
+    }
     let pid = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|p| p.parse::<i32>().ok()).unwrap_or(0);
     match wait_for_decision(&socket, migration, pid) {
         Decision::Go => ExitCode::SUCCESS,

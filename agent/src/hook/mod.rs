@@ -4,7 +4,7 @@
 //! run; the script then connects to the agent's `hook.sock` and blocks. Only the word `go` makes it return
 //! success. Whatever else happens (the agent dies, the socket vanishes, nonsense arrives) it tries again
 //! for ever: it fails closed, and the container neither starts nor dies. `abort` makes it fail, and CRIU
-//! then kills what it restored.
+//! then kills what it restored. It ends with its CRIU, so that a connected script is a restore that is held.
 //!
 //! Rejected: signals (lost when the agent restarts), files as flags (a poll in the blackout), and a FIFO
 //! (no peer identity).

@@ -185,13 +185,24 @@ pub struct HeldHandle {
 }
 
 impl HeldHandle {
-    /// Waits until the restore is held; returns the host pid of the container's first process.
+    /// Waits until the restore is held, its script being connected; returns the host pid of the container's
+    /// first process.
     ///
     /// Cancel safe.
     pub async fn held(&self) -> Result<i32, HookError> {
         let mut changes = self.hold.subscribe();
-        let hold = changes.wait_for(|h| h.pid.is_some() || h.forgotten).await;
-        hold.ok().and_then(|h| h.pid).ok_or(HookError::Forgotten(self.migration))
+        let hold = changes.wait_for(|h| h.connected > 0 || h.forgotten).await;
+        hold.ok().filter(|h| !h.forgotten).and_then(|h| h.pid).ok_or(HookError::Forgotten(self.migration))
+    }
+
+    /// Waits until a restore that was held is not any more, without a decision: its script has died, by
+    /// itself or with its CRIU. `false` when there is nothing to wait for: decided, or forgotten.
+    ///
+    /// Cancel safe.
+    pub async fn lost(&self) -> bool {
+        let mut changes = self.hold.subscribe();
+        let over = |h: &Hold| h.connected == 0 || h.decision.is_some() || h.forgotten;
+        changes.wait_for(over).await.is_ok_and(|h| h.decision.is_none() && !h.forgotten)
     }
 
     /// Whether the script is connected at this moment.

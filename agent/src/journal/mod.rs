@@ -59,12 +59,21 @@ pub enum Record {
     Retired,
     /// S: rolled back; the container runs here.
     RolledBack,
+    /// S, after ROLLED_BACK: the destination has said that nothing is left there, and never will run.
+    Renounced,
+    /// S: an operator declared the destination dead: the release before it is void. T: the source says
+    /// so, or an operator gave this copy up. From here a restart must thaw (S), or destroy (T).
+    Overruled,
+    /// S: after OVERRULED the container runs here again.
+    TakenBack,
     /// T: reserved; something may lie around from here on.
     Reserved,
     /// T: restored and held.
     Prepared,
     /// T: the container is this host's.
     Owner,
+    /// T: an operator declared the source dead: the container is this host's.
+    Taken,
     /// T: given up, nothing is left.
     Discarded,
     /// Both: nothing more is expected from the peer.
@@ -81,9 +90,13 @@ impl Record {
             Record::Revoked => "revoked",
             Record::Retired => "retired",
             Record::RolledBack => "rolled_back",
+            Record::Renounced => "renounced",
+            Record::Overruled => "overruled",
+            Record::TakenBack => "taken_back",
             Record::Reserved => "reserved",
             Record::Prepared => "prepared",
             Record::Owner => "owner",
+            Record::Taken => "taken",
             Record::Discarded => "discarded",
             Record::Closed => "closed",
         }
@@ -92,8 +105,8 @@ impl Record {
     fn parse(s: &str) -> Option<Self> {
         use Record::*;
         [
-            Accepted, Frozen, Released, Revoked, Retired, RolledBack, Reserved, Prepared, Owner, Discarded,
-            Closed,
+            Accepted, Frozen, Released, Revoked, Retired, RolledBack, Renounced, Overruled, TakenBack,
+            Reserved, Prepared, Owner, Taken, Discarded, Closed,
         ]
         .into_iter()
         .find(|r| r.as_str() == s)
@@ -161,7 +174,7 @@ impl Journal {
     }
 
     /// Keeps what a restarted agent needs to go on with a migration: a JSON document of the
-    /// caller's. Removed with [`Journal::drop_document`].
+    /// caller's. It goes when the migration's row says that it has ended.
     pub async fn keep_document(
         &self,
         id: MigrationId,
@@ -192,18 +205,6 @@ impl Journal {
         .await
     }
 
-    /// Removes the document of a migration that has ended.
-    pub async fn drop_document(&self, id: MigrationId, side: Side) -> Result<(), JournalError> {
-        self.call("remove a document", move |c| {
-            c.execute(
-                "DELETE FROM documents WHERE migration = ?1 AND side = ?2",
-                params![id.to_string(), side_name(side)],
-            )
-            .map(|_| ())
-        })
-        .await
-    }
-
     /// Appends a decision. On disk on return.
     ///
     /// `owner` is set with the records that change who owns the container.
@@ -218,15 +219,46 @@ impl Journal {
         self.call("write a decision", move |c| {
             let tx = c.transaction()?;
             append(&tx, migration, side, record, at)?;
-            if let Some(o) = owner {
-                tx.execute(
-                    "INSERT INTO ownership (container, epoch, owner, migration) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT (container) DO UPDATE SET epoch = ?2, owner = ?3, migration = ?4
-                     WHERE excluded.epoch >= ownership.epoch",
-                    params![o.container.as_str(), as_i64(o.epoch.0), o.owner.as_str(), migration.to_string()],
-                )?;
-            }
+            own(&tx, migration, owner)?;
             tx.commit()
+        })
+        .await
+    }
+
+    /// As [`Journal::record`], for a decision of an operator's: who made it and when is in the
+    /// migration's row, and on disk with it or not at all.
+    pub async fn decide(
+        &self,
+        status: MigrationStatus,
+        record: Record,
+        owner: Option<Ownership>,
+    ) -> Result<(), JournalError> {
+        let at = now_ms();
+        self.call("write an operator's decision", move |c| {
+            let tx = c.transaction()?;
+            upsert(&tx, &status)?;
+            append(&tx, status.migration, status.side, record, at)?;
+            own(&tx, status.migration, owner)?;
+            tx.commit()
+        })
+        .await
+    }
+
+    /// When a record was written, in milliseconds since 1970 by the wall clock.
+    pub async fn recorded_at(
+        &self,
+        id: MigrationId,
+        side: Side,
+        record: Record,
+    ) -> Result<Option<i64>, JournalError> {
+        self.call("read the time of a decision", move |c| {
+            c.query_row(
+                "SELECT at_unix_ms FROM records WHERE migration = ?1 AND side = ?2 AND record = ?3
+                 ORDER BY seq DESC LIMIT 1",
+                params![id.to_string(), side_name(side), record.as_str()],
+                |row| row.get(0),
+            )
+            .optional()
         })
         .await
     }
@@ -293,25 +325,28 @@ impl Journal {
         .await
     }
 
+    /// The records of a migration on a side of this host, in order.
+    pub async fn records(&self, id: MigrationId, side: Side) -> Result<Vec<Record>, JournalError> {
+        self.call("read decisions", move |c| {
+            let mut q =
+                c.prepare("SELECT record FROM records WHERE migration = ?1 AND side = ?2 ORDER BY seq")?;
+            let rows =
+                q.query_map([id.to_string().as_str(), side_name(side)], |row| row.get::<_, String>(0))?;
+            rows.map(|name| {
+                let name = name?;
+                Record::parse(&name).ok_or_else(|| damaged(&format!("unknown record {name:?}")))
+            })
+            .collect()
+        })
+        .await
+    }
+
     /// Migrations without a final record, for recovery at a start.
     pub async fn unfinished(&self) -> Result<Vec<Unfinished>, JournalError> {
         let open = self.migrations(false, 1000).await?;
         let mut found = Vec::with_capacity(open.len());
         for status in open {
-            let (id, side) = (status.migration.to_string(), side_name(status.side));
-            let records = self
-                .call("read decisions", move |c| {
-                    let mut q = c.prepare(
-                        "SELECT record FROM records WHERE migration = ?1 AND side = ?2 ORDER BY seq",
-                    )?;
-                    let rows = q.query_map([id.as_str(), side], |row| row.get::<_, String>(0))?;
-                    rows.map(|name| {
-                        let name = name?;
-                        Record::parse(&name).ok_or_else(|| damaged(&format!("unknown record {name:?}")))
-                    })
-                    .collect::<Result<Vec<_>, _>>()
-                })
-                .await?;
+            let records = self.records(status.migration, status.side).await?;
             found.push(Unfinished { status, records });
         }
         Ok(found)
@@ -365,6 +400,17 @@ fn append(
     .map(|_| ())
 }
 
+fn own(c: &Connection, migration: MigrationId, owner: Option<Ownership>) -> Result<(), rusqlite::Error> {
+    let Some(o) = owner else { return Ok(()) };
+    c.execute(
+        "INSERT INTO ownership (container, epoch, owner, migration) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (container) DO UPDATE SET epoch = ?2, owner = ?3, migration = ?4
+         WHERE excluded.epoch >= ownership.epoch",
+        params![o.container.as_str(), as_i64(o.epoch.0), o.owner.as_str(), migration.to_string()],
+    )
+    .map(|_| ())
+}
+
 fn upsert(c: &Connection, status: &MigrationStatus) -> Result<(), rusqlite::Error> {
     let text = serde_json::to_string(status).map_err(|e| damaged(&e.to_string()))?;
     let ended = matches!(status.state, Progressing::Done | Progressing::Failed | Progressing::Cancelled);
@@ -372,8 +418,15 @@ fn upsert(c: &Connection, status: &MigrationStatus) -> Result<(), rusqlite::Erro
         "INSERT INTO migrations (id, side, ended, status) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (id, side) DO UPDATE SET ended = ?3, status = ?4",
         params![status.migration.to_string(), side_name(status.side), ended, text],
-    )
-    .map(|_| ())
+    )?;
+    if ended {
+        // What a restarted agent would have needed: nobody does any more.
+        c.execute(
+            "DELETE FROM documents WHERE migration = ?1 AND side = ?2",
+            params![status.migration.to_string(), side_name(status.side)],
+        )?;
+    }
+    Ok(())
 }
 
 fn parse_status(text: &str) -> Result<MigrationStatus, rusqlite::Error> {
@@ -399,6 +452,7 @@ mod tests {
             updated_unix_ms: 1,
             failure: None,
             summary: None,
+            resolution: None,
         }
     }
 
@@ -424,8 +478,11 @@ mod tests {
         let web = "web".parse().unwrap();
         assert_eq!(journal.ownership(&web).await.unwrap(), Some((Epoch(2), "host-b".into())));
         assert_eq!(journal.document(id, Side::Source).await.unwrap().as_deref(), Some(&b"{}"[..]));
+        assert!(journal.recorded_at(id, Side::Source, Record::Released).await.unwrap().is_some());
+        assert_eq!(journal.recorded_at(id, Side::Source, Record::Retired).await.unwrap(), None);
         journal.update(status(id, Progressing::Done)).await.unwrap();
         assert!(journal.unfinished().await.unwrap().is_empty());
+        assert_eq!(journal.document(id, Side::Source).await.unwrap(), None, "it has ended");
         assert_eq!(journal.find(id.short()).await.unwrap().len(), 1);
     }
 

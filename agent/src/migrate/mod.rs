@@ -1,10 +1,13 @@
 //! Migrations: two pure state machines, and drivers that do what they say.
 
 pub mod destination;
+pub mod doubt;
 pub mod events;
 pub mod link;
+mod orders;
 mod plan;
 pub mod progress;
+mod recall;
 pub mod registry;
 pub mod source;
 

@@ -13,7 +13,7 @@ use super::source::work::Work as SourceWork;
 use crate::context::Context;
 use crate::journal::{JournalError, Record, now_ms};
 use crate::transport::endpoint::Connection;
-use crate::transport::framing::{read_message, write_message};
+use crate::transport::framing::write_message;
 use quinn::{RecvStream, SendStream};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -24,34 +24,30 @@ use tranship_proto::bulk::BulkOpen;
 use tranship_proto::control::MigrateOptions;
 use tranship_proto::handoff::{Envelope, Handoff};
 use tranship_proto::ids::{ContainerName, HostName, MigrationId};
-use tranship_proto::registry::Message;
 use tranship_proto::status::{Failure, MigrationStatus, Phase, Progressing, Reason, Side};
 
 /// Words waiting for a driver.
 const QUEUE: usize = 64;
 /// How long a bulk stream may come before the hand-over stream that it belongs to is known.
 const BULK_PATIENCE: Duration = Duration::from_secs(5);
-/// Messages about a finished migration that are answered on one stream, and how long the next may take.
-const RECALLS: u32 = 32;
-const RECALL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long events of a finished migration can still be watched.
 const KEEP_EVENTS: Duration = Duration::from_secs(600);
 
-enum Inputs {
+pub(super) enum Inputs {
     Source(mpsc::Sender<source::Input>),
     Destination(mpsc::Sender<destination::Input>),
 }
 
-struct Entry {
+pub(super) struct Entry {
     status: watch::Receiver<MigrationStatus>,
-    inputs: Inputs,
-    peer: HostName,
+    pub(super) inputs: Inputs,
+    pub(super) peer: HostName,
 }
 
 #[derive(Default)]
-struct Table {
-    entries: HashMap<MigrationId, Entry>,
-    busy: HashMap<ContainerName, MigrationId>,
+pub(super) struct Table {
+    pub(super) entries: HashMap<MigrationId, Entry>,
+    pub(super) busy: HashMap<ContainerName, MigrationId>,
     logs: HashMap<MigrationId, EventLog>,
     closing: bool,
 }
@@ -60,10 +56,21 @@ fn under_way(status: &MigrationStatus) -> bool {
     matches!(status.state, Progressing::Running | Progressing::Committed | Progressing::InDoubt)
 }
 
+/// Whether a migration still has a say in what becomes of its container.
+///
+/// Not when an operator has declared the source dead and the container runs here: then the migration
+/// only waits to tell the source, which may never come.
+fn occupies(status: &MigrationStatus) -> bool {
+    let told_off = status.resolution.is_some()
+        && (status.side, status.phase) == (Side::Destination, Phase::Retire)
+        && status.state == Progressing::Committed;
+    under_way(status) && !told_off
+}
+
 /// The migrations of this agent. Cheap to clone.
 #[derive(Clone)]
 pub struct Migrations {
-    ctx: Arc<Context>,
+    pub(super) ctx: Arc<Context>,
     table: Arc<Mutex<Table>>,
 }
 
@@ -73,7 +80,7 @@ impl Migrations {
         Self { ctx, table: Arc::default() }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -82,20 +89,14 @@ impl Migrations {
         let table = self.table();
         let id = table.busy.get(name)?;
         // A driver that has finished stays a little to answer repeats.
-        table.entries.get(id).map(|e| e.status.borrow().clone()).filter(under_way)
+        table.entries.get(id).map(|e| e.status.borrow().clone()).filter(occupies)
     }
 
     /// Migrations under way.
     pub fn under_way(&self) -> Vec<MigrationStatus> {
         let table = self.table();
-        let mut all: Vec<_> = table
-            .entries
-            .values()
-            .map(|e| e.status.borrow().clone())
-            .filter(|s| {
-                matches!(s.state, Progressing::Running | Progressing::Committed | Progressing::InDoubt)
-            })
-            .collect();
+        let mut all: Vec<_> =
+            table.entries.values().map(|e| e.status.borrow().clone()).filter(under_way).collect();
         all.sort_by_key(|s| s.migration);
         all
     }
@@ -125,13 +126,13 @@ impl Migrations {
         }
     }
 
-    fn admit(&self, name: &ContainerName, id: MigrationId, side: Side) -> Result<(), Failure> {
+    pub(super) fn admit(&self, name: &ContainerName, id: MigrationId, side: Side) -> Result<(), Failure> {
         let limit = self.ctx.config.limits.migrations as usize;
         let mut table = self.table();
         if table.closing {
             return Err(Failure::new(Reason::Busy, side, "the agent is shutting down").retryable());
         }
-        let ended = |id: &MigrationId| table.entries.get(id).is_some_and(|e| !under_way(&e.status.borrow()));
+        let ended = |id: &MigrationId| table.entries.get(id).is_some_and(|e| !occupies(&e.status.borrow()));
         if let Some(other) = table.busy.get(name).filter(|id| !ended(id)) {
             let text = format!("container {name} is in migration {} already", other.short());
             return Err(
@@ -213,17 +214,23 @@ impl Migrations {
             updated_unix_ms: now_ms(),
             failure: None,
             summary: None,
+            resolution: None,
         };
         self.ctx.journal.begin(status.clone(), Record::Accepted).await.map_err(|e| internal(&e))?;
-        Ok(self.drive_source(work, status, source_machine::State::Reserving, source_machine::Event::Start))
+        Ok(self.drive_source(
+            work,
+            status,
+            source_machine::State::Reserving,
+            source::Input::Begin(source_machine::Event::Start),
+        ))
     }
 
-    fn drive_source(
+    pub(super) fn drive_source(
         &self,
         work: SourceWork,
         status: MigrationStatus,
         state: source_machine::State,
-        first: source_machine::Event,
+        first: source::Input,
     ) -> EventLog {
         let (id, name, to, epoch) =
             (status.migration, status.container.clone(), status.destination.clone(), status.epoch);
@@ -274,8 +281,14 @@ impl Migrations {
                 // Kept as it is, frozen or held, until an agent can take it up.
                 tracing::error!(%id, %failure, "cannot take it up; it stays as it is");
                 self.table().busy.insert(name, id);
-                let status =
-                    MigrationStatus { state: Progressing::InDoubt, failure: Some(failure), ..status };
+                let since =
+                    if status.state == Progressing::InDoubt { status.updated_unix_ms } else { now_ms() };
+                let status = MigrationStatus {
+                    state: Progressing::InDoubt,
+                    failure: Some(failure),
+                    updated_unix_ms: since,
+                    ..status
+                };
                 self.ctx.journal.update(status).await?;
             }
         }
@@ -284,12 +297,14 @@ impl Migrations {
 
     async fn recover_source(&self, status: MigrationStatus, last: Record) -> Result<(), Failure> {
         let state = source_machine::State::recovered(last);
-        if let source_machine::State::Ended(failure) = state {
-            return self.recover_ended(status, failure).await;
+        match state {
+            source_machine::State::Ended(failure) => return self.recover_ended(status, failure).await,
+            source_machine::State::TakenBack(f) => return self.recover_ended(status, Some(f)).await,
+            _ => {}
         }
         let work = SourceWork::recovered(self.ctx.clone(), &status).await?;
         self.table().busy.insert(status.container.clone(), status.migration);
-        self.drive_source(work, status, state, source_machine::Event::Restarted);
+        self.drive_source(work, status, state, source::Input::Begin(source_machine::Event::Restarted));
         Ok(())
     }
 
@@ -310,41 +325,6 @@ impl Migrations {
         let side = status.side;
         let status = MigrationStatus { state, failure, ..status };
         self.ctx.journal.update(status).await.map_err(|e| Failure::new(Reason::Internal, side, e.to_string()))
-    }
-
-    /// What a migration that no driver has (any more) answers, out of the journal.
-    async fn remembered(&self, id: MigrationId, message: Handoff) -> Result<Vec<Handoff>, JournalError> {
-        if let Some(last) = self.ctx.journal.last_record(id, Side::Destination).await? {
-            return Ok(destination_machine::State::recovered(last).answers(message));
-        }
-        if let Some(last) = self.ctx.journal.last_record(id, Side::Source).await? {
-            return Ok(source_machine::State::recovered(last).answers(message));
-        }
-        Ok(destination_machine::State::Idle.answers(message))
-    }
-
-    /// Answers a peer about a migration that no driver has (any more), until it has heard enough.
-    async fn recall(
-        &self,
-        version: u16,
-        mut send: SendStream,
-        mut recv: RecvStream,
-        first: Envelope,
-    ) -> Result<(), String> {
-        let (id, epoch) = (first.migration, first.epoch);
-        let mut message = first.body;
-        for _ in 0..RECALLS {
-            for body in self.remembered(id, message).await.map_err(|e| e.to_string())? {
-                let envelope = Envelope { migration: id, epoch, body };
-                write_message(&mut send, version, envelope).await.map_err(|e| crate::chain(&e))?;
-            }
-            match tokio::time::timeout(RECALL_PATIENCE, read_message(&mut recv, version)).await {
-                Ok(Ok(Message::Handoff(e))) if (e.migration, e.epoch) == (id, epoch) => message = e.body,
-                _ => break,
-            }
-        }
-        let _ = send.finish();
-        Ok(())
     }
 
     fn drive_destination(
@@ -388,33 +368,6 @@ impl Migrations {
     /// The event log of a migration that this host is or was the source of.
     pub fn log(&self, id: MigrationId) -> Option<EventLog> {
         self.table().logs.get(&id).cloned()
-    }
-
-    /// Asks a migration to cancel and waits for the answer.
-    pub async fn cancel(&self, id: MigrationId) -> Result<(), Failure> {
-        let inputs = match self.table().entries.get(&id) {
-            Some(Entry { inputs: Inputs::Source(inputs), .. }) => inputs.clone(),
-            Some(e) => {
-                let text = format!("migration {} is decided by its source {}", id.short(), e.peer);
-                return Err(Failure::new(Reason::BadRequest, Side::Destination, text).hint(format!(
-                    "tranship --host {} cancel {}",
-                    e.peer,
-                    id.short()
-                )));
-            }
-            None => {
-                let text = format!("no migration {} is under way here", id.short());
-                return Err(Failure::new(Reason::UnknownMigration, Side::Source, text)
-                    .hint("tranship status; tranship history"));
-            }
-        };
-        let (reply, answer) = oneshot::channel();
-        let gone = || {
-            Failure::new(Reason::UnknownMigration, Side::Source, "the migration has just ended")
-                .hint("tranship history")
-        };
-        inputs.send(source::Input::Cancel(reply)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
     }
 
     /// Takes up a hand-over stream whose first message was read.
@@ -464,7 +417,7 @@ impl Migrations {
     ) -> Result<(), String> {
         let (id, epoch) = (first.migration, first.epoch);
         let Handoff::Reserve(offer) = first.body else {
-            return self.recall(connection.version, send, recv, first).await;
+            return self.recall(connection, &peer, send, recv, first).await;
         };
         let name = offer.container.clone();
         let refuse = |failure: Failure| Envelope { migration: id, epoch, body: Handoff::Refused(failure) };
@@ -504,6 +457,7 @@ impl Migrations {
             updated_unix_ms: now_ms(),
             failure: None,
             summary: None,
+            resolution: None,
         };
         let work = Arc::new(DestinationWork::new(self.ctx.clone(), id, epoch, *offer.clone()));
         let attach = destination::Input::Attach { connection, send, recv, first: Handoff::Reserve(offer) };

@@ -222,7 +222,7 @@ impl Server {
         let mut out = requests::Out { send, version };
         let result = if allowed {
             tokio::select! {
-                result = requests::answer(&self.ctx, &self.migrations, request, &mut out) => result,
+                result = requests::answer(&self.ctx, &self.migrations, client, request, &mut out) => result,
                 () = self.stop.cancelled() => {
                     Err(Failure::new(Reason::Unreachable, Side::Source, "the agent is shutting down").retryable())
                 }

@@ -8,6 +8,7 @@ use crate::migrate::registry::Migrations;
 use crate::migrate::{disk_available, engine_failure, memory_available};
 use crate::network::{self, Gate, Netns};
 use crate::transport::framing::{FrameError, write_message};
+use crate::transport::identity::Identity;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWrite;
@@ -16,7 +17,7 @@ use tranship_proto::ids::{ContainerName, MigrationId};
 use tranship_proto::network::LinkRequest;
 use tranship_proto::registry::Message;
 use tranship_proto::status::{
-    ContainerRow, Failure, HostInfo, HostRow, MigrationStatus, Progressing, Reason, Side,
+    ContainerRow, Failure, HostInfo, HostRow, MigrationStatus, Phase, Progressing, Reason, Side,
 };
 use tranship_proto::status::{Event, EventBody};
 
@@ -58,6 +59,7 @@ fn bad(text: impl Into<String>) -> Failure {
 pub(super) async fn answer<W: AsyncWrite + Unpin + Send>(
     ctx: &Arc<Context>,
     migrations: &Migrations,
+    client: &Identity,
     request: Request,
     out: &mut Out<'_, W>,
 ) -> Result<(), Failure> {
@@ -120,6 +122,9 @@ pub(super) async fn answer<W: AsyncWrite + Unpin + Send>(
                     .filter(|m| m.state == Progressing::InDoubt && !all_has(&migrations.under_way(), m)),
             );
             out.reply(Reply::Migrations(all)).await
+        }
+        Request::Resolve { migration, run_at } => {
+            out.reply(Reply::Done(migrations.resolve(migration, run_at, client.to_string()).await?)).await
         }
         Request::History { limit } => {
             let ended = ctx.journal.migrations(true, limit.min(1000)).await.map_err(journal)?;
@@ -294,10 +299,10 @@ fn row(
     let moving = migrations.of_container(&summary.name);
     let state = match (&moving, summary.state) {
         (Some(m), _) if m.state == Progressing::InDoubt => "in doubt".to_owned(),
-        (Some(m), _) if m.side == Side::Destination => "arriving".to_owned(),
-        (Some(_), ContainerState::Frozen) => "leaving, frozen".to_owned(),
-        (Some(_), _) => "leaving".to_owned(),
-        (None, state) => state.to_string(),
+        (Some(m), _) if m.side == Side::Destination && m.phase < Phase::Retire => "arriving".to_owned(),
+        (Some(m), ContainerState::Frozen) if m.side == Side::Source => "leaving, frozen".to_owned(),
+        (Some(m), _) if m.side == Side::Source => "leaving".to_owned(),
+        (_, state) => state.to_string(),
     };
     ContainerRow {
         host: ctx.config.host.clone(),

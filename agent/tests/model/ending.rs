@@ -86,12 +86,29 @@ pub fn play(
     let mut rounds = 0;
     let mut options = Next::new();
     for _ in 0..PATIENCE {
-        if operator_only(&world) || !goes_on(&world) {
+        if !goes_on(&world) {
             return None;
         }
         options.clear();
         good_moves(model, &world, &mut options);
-        if options.is_empty() {
+        if operator_only(&world) {
+            if !model.misfortunes.operators {
+                return None;
+            }
+            // Both are up and could go on like this for ever: he looks, and gives the dead copy up.
+            world = model.told(world, Who::T, Ev::GivenUp);
+            rounds = 0;
+            if !operator_only(&world) {
+                continue;
+            }
+        }
+        // What is tried again waits a second, in which words are repeated too.
+        let retry = options.iter().position(|(label, _)| matches!(label, Label::Again(_)));
+        if options.iter().all(|(label, _)| matches!(label, Label::Again(_)))
+            && let Some(i) = retry
+        {
+            world = timers(model, options[i].1, false);
+        } else if options.is_empty() {
             if settled(model, &world) {
                 return verdict(model, &world);
             }
@@ -102,6 +119,7 @@ pub fn play(
             rounds += 1;
             world = timers(model, world, rounds > 8);
         } else {
+            options.retain(|(label, _)| !matches!(label, Label::Again(_)));
             let i = choose(options.len());
             world = options[i].1;
         }
@@ -185,16 +203,28 @@ fn verdict(model: &Model, w: &World) -> Option<Wrong> {
     let last = (record_of(w.s.last), record_of(w.t.last));
     let ended = |who: Who| model.machines.shape(who, w.at(who).state).ended;
     let t_idle = w.t.last == 0 && model.machines.shape(Who::T, w.t.state).text == "Idle";
+    // Killed: it ran at the destination, and its host died just after; nothing is left to be run.
+    let here = matches!(w.container, Container::Running | Container::Dead)
+        || (w.container == Container::Killed && w.copy == Copy::Lost);
     let good = match last {
         (Some(Record::Closed), Some(Record::Closed)) => {
-            w.copy == Copy::Running && w.container == Container::Killed && ended(Who::S) && ended(Who::T)
+            matches!(w.copy, Copy::Running | Copy::Lost)
+                && w.container == Container::Killed
+                && ended(Who::S)
+                && ended(Who::T)
+        }
+        // An operator has declared the destination dead; what it had is gone when it has come back.
+        (Some(Record::TakenBack), None | Some(Record::Discarded)) => {
+            here && matches!(w.copy, Copy::None | Copy::Lost) && ended(Who::S) && (ended(Who::T) || t_idle)
         }
         (Some(Record::RolledBack), None | Some(Record::Discarded)) => {
             // Dead: the source lost power after the commit, and the destination its hold.
-            matches!(w.container, Container::Running | Container::Dead)
-                && w.copy == Copy::None
-                && ended(Who::S)
-                && (ended(Who::T) || t_idle)
+            here && matches!(w.copy, Copy::None | Copy::Lost) && ended(Who::S) && (ended(Who::T) || t_idle)
+        }
+        // It died with the destination's host after it had run there, and an operator gave it up before
+        // he knew that the source had been told that it ran.
+        (Some(Record::Closed), Some(Record::Discarded)) => {
+            w.copy == Copy::Lost && w.container == Container::Killed && ended(Who::S) && ended(Who::T)
         }
         _ => false,
     };
@@ -202,11 +232,15 @@ fn verdict(model: &Model, w: &World) -> Option<Wrong> {
     if good && answered { None } else { Some(if answered { Wrong::BadEnd } else { Wrong::Cancel }) }
 }
 
-/// The one situation that only an operator settles: OWNER is on disk, and the copy died before
-/// anybody could know whether it had run. The source still has its own, frozen.
+/// The one situation that only an operator settles: OWNER is on disk, and the copy died before anybody
+/// could know whether it had run. The source still has its own, frozen, or has nothing to bring back.
 pub fn operator_only(w: &World) -> bool {
-    record_of(w.t.last) == Some(Record::Owner)
-        && w.copy == Copy::None
-        && record_of(w.s.last) == Some(Record::Released)
-        && matches!(w.container, Container::Frozen | Container::Dead)
+    matches!(record_of(w.t.last), Some(Record::Owner | Record::Taken))
+        && matches!(w.copy, Copy::None | Copy::Lost)
+        && !matches!(
+            record_of(w.s.last),
+            Some(Record::Retired | Record::Closed | Record::Overruled | Record::TakenBack)
+        )
+        && w.s.up
+        && w.t.up
 }

@@ -37,6 +37,18 @@ pub enum Mutant {
     RetiredOnce,
     /// The source ends without ROLLED_BACK on disk.
     EndWithoutRecord,
+    /// By an operator's word the source thaws before OVERRULED is on disk.
+    OverruledNotFlushed,
+    /// By an operator's word the destination resumes before TAKEN is on disk.
+    TakenNotFlushed,
+    /// A destination that was declared dead keeps what it has.
+    NeverYield,
+    /// A source that was declared dead and has gone back keeps what it has.
+    NeverObey,
+    /// By an operator's word the source thaws at once.
+    ThawBeforeOverruled,
+    /// By an operator's word the destination resumes at once.
+    ResumeBeforeTaken,
 }
 
 /// A step's result.
@@ -85,7 +97,7 @@ pub struct Machines {
     steps: Vec<Option<Rc<Stepped>>>,
 }
 
-const STATES: usize = 16;
+const STATES: usize = 32;
 
 impl Machines {
     pub fn new(mutant: Mutant) -> Self {
@@ -139,10 +151,17 @@ impl Machines {
         }
         self.s_shapes.push(Shape {
             text: shorten(&format!("{state:?}")),
-            ended: matches!(state, S::Ended(_)),
+            ended: state.ended(),
             released: matches!(
                 state,
-                S::Granting | S::Retiring(_) | S::Closing | S::Settling | S::Ended(None)
+                S::Granting
+                    | S::Retiring(_)
+                    | S::Closing
+                    | S::Settling
+                    | S::Ended(None)
+                    | S::Overruling(_)
+                    | S::TakingBack(_)
+                    | S::TakenBack(_)
             ),
             backward: matches!(state, S::Stopping(_) | S::RollingBack(_) | S::Ended(Some(_))),
             timed: matches!(state, S::Reserving | S::Staging | S::Freezing | S::Copying | S::Preparing(_)),
@@ -172,7 +191,7 @@ impl Machines {
         match (who, last) {
             (Who::S, Some(last)) => {
                 let state = s::State::recovered(last);
-                let told = !matches!(state, s::State::Ended(_));
+                let told = !state.ended();
                 (self.source(state), told)
             }
             (Who::T, Some(last)) => {
@@ -214,6 +233,12 @@ impl Machines {
                 (next, effects) = back();
             }
             (Mutant::RetireOnGrant, S::Committing, Ev::Recorded(_)) => effects.push(X::Retire),
+            (Mutant::NeverObey, S::Ended(Some(_)), Ev::Peer(Msg::AtTaken)) => {
+                (next, effects) = (before.clone(), vec![]);
+            }
+            (Mutant::ThawBeforeOverruled, S::Granting, Ev::Resolved) => {
+                (next, effects) = (S::TakingBack(super::words::failure()), vec![X::Undo]);
+            }
             (Mutant::RetiredOnce, S::Closing, Ev::Repeat | Ev::LinkUp) => effects.clear(),
             (Mutant::EndWithoutRecord, S::RollingBack(f), Ev::RecordFailed(Record::RolledBack)) => {
                 (next, effects) = (S::Ended(Some(f.clone())), vec![X::Finish(Some(f.clone()))]);
@@ -235,14 +260,20 @@ impl Machines {
             Err(_) => return Stepped::Illegal,
         };
         match (self.mutant, &before, event) {
-            (Mutant::RunningBeforeResume, S::Owning, Ev::Recorded(_)) => {
+            (Mutant::RunningBeforeResume, S::Owning(_), Ev::Recorded(_)) => {
                 effects.insert(0, X::Send(Msg::Running.whole()));
             }
             (Mutant::AbortedBeforeRecord, S::Lost(_), Ev::Peer(_)) if matches!(next, S::Discarding(_)) => {
                 effects.insert(0, X::Send(Msg::Aborted.whole()));
             }
-            (Mutant::RestoreAfterOwner, S::Resuming, Ev::Restarted | Ev::ResumeFailed) => {
+            (Mutant::RestoreAfterOwner, S::Resuming(_), Ev::Restarted | Ev::ResumeFailed) => {
                 (next, effects) = (S::Reclaiming, vec![X::Reclaim]);
+            }
+            (Mutant::NeverYield, _, Ev::Peer(Msg::AtTakenBack)) => {
+                (next, effects) = (before.clone(), vec![]);
+            }
+            (Mutant::ResumeBeforeTaken, S::Held { .. }, Ev::Resolved) => {
+                (next, effects) = (S::Resuming(t::By::Operator), vec![X::Resume]);
             }
             (Mutant::NeverAsk, S::Preparing { .. }, Ev::LinkLost) => effects.clear(),
             _ => {}
@@ -258,6 +289,8 @@ impl Machines {
             (self.mutant, record),
             (Mutant::ReleasedNotFlushed, Record::Released)
                 | (Mutant::OwnerNotFlushed, Record::Owner)
+                | (Mutant::OverruledNotFlushed, Record::Overruled)
+                | (Mutant::TakenNotFlushed, Record::Taken)
                 | (Mutant::DiscardedNotFlushed, Record::Discarded)
         )
     }
@@ -285,7 +318,7 @@ fn source_todo(effect: s::Effect) -> Option<Todo> {
             Todo::Op(op) => Todo::AgainOp(op),
             other => panic!("{other:?} is not to be tried again"),
         },
-        X::StopStep | X::Enter(_) | X::Doubt(_) | X::TooLate | X::Finish(_) => return None,
+        X::StopStep | X::Enter(_) | X::Doubt(_) | X::TooLate | X::Decided | X::Finish(_) => return None,
     })
 }
 
@@ -298,6 +331,7 @@ fn destination_todo(effect: t::Effect) -> Option<Todo> {
         X::Reclaim => Todo::Op(Op::Reclaim),
         X::Resume => Todo::Op(Op::Resume),
         X::Discard => Todo::Op(Op::Discard),
+        X::Yield => Todo::Op(Op::Yield),
         X::Send(m) => Todo::Send(Msg::of(&m)),
         X::Ask => Todo::Connect,
         X::Again(effect) => match destination_todo(*effect)? {
@@ -306,6 +340,6 @@ fn destination_todo(effect: t::Effect) -> Option<Todo> {
             other => panic!("{other:?} is not to be tried again"),
         },
         // That receiving fails is an event of its own.
-        X::Receive | X::HoldPackets | X::Doubt(_) | X::Finish(_) => return None,
+        X::Receive | X::HoldPackets | X::Doubt(_) | X::Decided | X::Finish(_) => return None,
     })
 }

@@ -45,11 +45,20 @@ pub struct Misfortunes {
     pub steps_fail: bool,
     /// Somebody cancels.
     pub cancels: bool,
+    /// A running destination's host loses power as well, and operators settle what is in doubt. What
+    /// they say is true: a host that is declared dead is down, and what ran or was held there is gone.
+    pub operators: bool,
 }
 
 impl Misfortunes {
-    pub const ALL: Self =
-        Self { hold_dies: true, source_power: true, records_fail: true, steps_fail: true, cancels: true };
+    pub const ALL: Self = Self {
+        hold_dies: true,
+        source_power: true,
+        records_fail: true,
+        steps_fail: true,
+        cancels: true,
+        operators: true,
+    };
 }
 
 pub type Next = Vec<(Label, World)>;
@@ -84,6 +93,7 @@ impl Model {
                 self.anything(world, who, out);
             } else if world.at(who).up {
                 self.crashes(world, who, out);
+                self.decisions(world, who, out);
                 self.outcomes(world, who, out);
                 self.ops(world, who, out);
                 self.signals(world, who, out);
@@ -105,14 +115,30 @@ impl Model {
     fn crashes(&self, world: &World, who: Who, out: &mut Next) {
         out.push((Label::Crash(who), world.crash(who)));
         match who {
-            Who::S if self.misfortunes.source_power && world.container == Container::Frozen => {
-                // Before the commit it is like any host that loses power: nothing to promise.
+            Who::S if self.misfortunes.source_power => {
+                // Without a copy at the destination it is like any host that loses power: nothing to
+                // promise. Before the commit, and after going back, only operators make a difference.
                 let released = world.s.last == record_code(Record::Released);
-                if released && (world.copy != Copy::None || world.images) {
+                let copy = matches!(world.copy, Copy::Held | Copy::Running);
+                let here = match world.container {
+                    Container::Frozen => (released && world.images) || copy,
+                    Container::Running => copy && self.misfortunes.operators,
+                    Container::Killed | Container::Dead => false,
+                };
+                if here && (released || self.misfortunes.operators) {
                     let mut w = world.crash(who);
                     w.container = Container::Dead;
                     out.push((Label::PowerLoss(who), w));
                 }
+            }
+            Who::T
+                if self.misfortunes.operators
+                    && world.copy == Copy::Running
+                    && world.container != Container::Dead =>
+            {
+                let mut w = *world;
+                (w.copy, w.images) = (Copy::Lost, false);
+                out.push((Label::PowerLoss(who), w.crash(who)));
             }
             Who::T if self.misfortunes.hold_dies && world.copy == Copy::Held => {
                 let mut w = *world;
@@ -131,6 +157,22 @@ impl Model {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// What an operator may say to `who`, without lying.
+    fn decisions(&mut self, world: &World, who: Who, out: &mut Next) {
+        // The driver refuses while there is a connection, and tries to make one.
+        let other = world.at(who.other());
+        if !self.misfortunes.operators || other.up || world.at(who).link == Link::Up {
+            return;
+        }
+        let dead = match who {
+            Who::S => matches!(world.copy, Copy::None | Copy::Lost) && !world.images,
+            Who::T => world.container == Container::Dead,
+        };
+        if dead {
+            self.tell(world, who, Ev::Resolved, out);
         }
     }
 
@@ -238,11 +280,16 @@ impl Model {
             }
             Stepped::To { state, todo, too_late, finished } => {
                 let (state, too_late, finished) = (*state, *too_late, *finished);
-                if state == before && todo.is_empty() && matches!(event, Ev::Peer(_) | Ev::Repeat) {
+                let idle = matches!(event, Ev::Peer(_) | Ev::Repeat | Ev::Resolved | Ev::GivenUp);
+                if state == before && todo.is_empty() && idle {
                     // Nothing came of it.
                     return;
                 }
                 w.at_mut(who).state = state;
+                if state != before {
+                    // What was to be tried again belongs to the state that it failed in.
+                    w.at_mut(who).again = 0;
+                }
                 if who == Who::S {
                     self.note_cancel(&mut w, before, state, event, too_late, finished);
                 }
@@ -379,7 +426,7 @@ impl Model {
                 }
             }
             Op::Undo => {
-                if w.container == Container::Killed {
+                if w.container == Container::Killed && w.copy != Copy::Lost {
                     w.fault(Wrong::NoRunner);
                 }
                 end(did_not, w, Ev::UndoFailed);
@@ -401,7 +448,7 @@ impl Model {
             }
             Op::Restore | Op::Reclaim => {
                 end(did_not, w, Ev::RestoreFailed);
-                if w.copy == Copy::None && (w.images || self.hostile.is_some()) {
+                if matches!(w.copy, Copy::None | Copy::Lost) && (w.images || self.hostile.is_some()) {
                     if w.ran {
                         w.fault(Wrong::RanBefore);
                     }
@@ -414,7 +461,7 @@ impl Model {
             }
             Op::Resume => {
                 end(did_not, w, Ev::ResumeFailed);
-                if w.copy != Copy::None {
+                if matches!(w.copy, Copy::Held | Copy::Running) {
                     (w.copy, w.ran) = (Copy::Running, true);
                     end(after_all, w, Ev::ResumeFailed);
                     w.images = false;
@@ -427,6 +474,15 @@ impl Model {
                 }
                 end(did_not, w, Ev::DiscardFailed);
                 (w.copy, w.images) = (Copy::None, false);
+                end(after_all, w, Ev::DiscardFailed);
+                end(did, w, Ev::Discarded);
+            }
+            Op::Yield => {
+                end(did_not, w, Ev::DiscardFailed);
+                if w.copy != Copy::Lost {
+                    w.copy = Copy::None;
+                }
+                w.images = false;
                 end(after_all, w, Ev::DiscardFailed);
                 end(did, w, Ev::Discarded);
             }
@@ -447,5 +503,6 @@ fn op_of(number: u8) -> Op {
         Op::Reclaim,
         Op::Resume,
         Op::Discard,
+        Op::Yield,
     ][usize::from(number - 1)]
 }

@@ -4,7 +4,7 @@
 //! value here, and states are compared after their failures were replaced by it.
 
 use tranship_agent::journal::Record;
-use tranship_agent::migrate::destination::machine::{self as t, Acceptance};
+use tranship_agent::migrate::destination::machine::{self as t, Acceptance, By, Decision};
 use tranship_agent::migrate::source::machine as s;
 use tranship_proto::handoff::{Handoff, MemoryMode, Offer, Position, ResumeTimes, Totals};
 use tranship_proto::status::{Failure, Reason, Side};
@@ -49,10 +49,12 @@ pub enum Msg {
     AtReleased,
     AtOwner,
     AtEnded,
+    AtTaken,
+    AtTakenBack,
 }
 
 impl Msg {
-    pub const ALL: [Msg; 20] = [
+    pub const ALL: [Msg; 22] = [
         Msg::Reserve,
         Msg::Reserved,
         Msg::Refused,
@@ -73,6 +75,8 @@ impl Msg {
         Msg::AtReleased,
         Msg::AtOwner,
         Msg::AtEnded,
+        Msg::AtTaken,
+        Msg::AtTakenBack,
     ];
 
     pub fn bit(self) -> u32 {
@@ -102,6 +106,8 @@ impl Msg {
             Handoff::Position(Position::Released) => Msg::AtReleased,
             Handoff::Position(Position::Owner) => Msg::AtOwner,
             Handoff::Position(Position::Ended) => Msg::AtEnded,
+            Handoff::Position(Position::Taken) => Msg::AtTaken,
+            Handoff::Position(Position::TakenBack) => Msg::AtTakenBack,
         }
     }
 
@@ -129,6 +135,8 @@ impl Msg {
             Msg::AtReleased => Handoff::Position(Position::Released),
             Msg::AtOwner => Handoff::Position(Position::Owner),
             Msg::AtEnded => Handoff::Position(Position::Ended),
+            Msg::AtTaken => Handoff::Position(Position::Taken),
+            Msg::AtTakenBack => Handoff::Position(Position::TakenBack),
         }
     }
 }
@@ -164,16 +172,20 @@ pub fn failure() -> Failure {
 }
 
 /// A journal record; 0 is "none".
-pub const RECORDS: [Record; 11] = [
+/// RENOUNCED is left out: no machine asks for it, and what it guards against is a liar.
+pub const RECORDS: [Record; 14] = [
     Record::Accepted,
     Record::Frozen,
     Record::Released,
     Record::Revoked,
     Record::Retired,
     Record::RolledBack,
+    Record::Overruled,
+    Record::TakenBack,
     Record::Reserved,
     Record::Prepared,
     Record::Owner,
+    Record::Taken,
     Record::Discarded,
     Record::Closed,
 ];
@@ -201,6 +213,7 @@ pub enum Op {
     Reclaim,
     Resume,
     Discard,
+    Yield,
 }
 
 /// What is left to do of a machine's effects, those that only tell people left out.
@@ -243,6 +256,10 @@ pub enum Ev {
     ResumeFailed,
     Discarded,
     DiscardFailed,
+    /// An operator says that the other side's host is dead.
+    Resolved,
+    /// An operator gives up what the destination cannot resume.
+    GivenUp,
 }
 
 impl Ev {
@@ -253,13 +270,15 @@ impl Ev {
     pub fn code(self) -> usize {
         match self {
             Ev::Peer(msg) => 64 + msg as usize,
-            Ev::LinkLost => 84,
-            Ev::LinkUp => 85,
-            Ev::Cancel => 86,
-            Ev::Deadline => 87,
-            Ev::Repeat => 88,
-            Ev::Restarted => 89,
-            Ev::Start => 90,
+            Ev::LinkLost => 86,
+            Ev::LinkUp => 87,
+            Ev::Cancel => 88,
+            Ev::Deadline => 89,
+            Ev::Repeat => 90,
+            Ev::Restarted => 91,
+            Ev::Start => 92,
+            Ev::Resolved => 93,
+            Ev::GivenUp => 94,
             outcome => usize::from(super::world::code_of(outcome)),
         }
     }
@@ -284,6 +303,7 @@ impl Ev {
             Ev::Undone => E::Undone(None),
             Ev::UndoFailed => E::UndoFailed(failure()),
             Ev::Restarted => E::Restarted,
+            Ev::Resolved => E::Resolved(failure()),
             _ => return None,
         })
     }
@@ -309,6 +329,8 @@ impl Ev {
             Ev::ResumeFailed => E::Resumed(Err(failure())),
             Ev::Discarded => E::Discarded(None),
             Ev::DiscardFailed => E::DiscardFailed(failure()),
+            Ev::Resolved => E::Resolved(Decision::RunHere),
+            Ev::GivenUp => E::Resolved(Decision::GiveUp(failure())),
             _ => return None,
         })
     }
@@ -323,6 +345,9 @@ pub fn plain_source(state: s::State) -> s::State {
         S::Retiring(_) => S::Retiring(ResumeTimes::default()),
         S::Stopping(_) => S::Stopping(failure()),
         S::RollingBack(_) => S::RollingBack(failure()),
+        S::Overruling(_) => S::Overruling(failure()),
+        S::TakingBack(_) => S::TakingBack(failure()),
+        S::TakenBack(_) => S::TakenBack(failure()),
         S::Ended(Some(_)) => S::Ended(Some(failure())),
         other => other,
     }
@@ -333,6 +358,7 @@ pub fn plain_destination(state: t::State) -> t::State {
     use t::State as S;
     match state {
         S::Lost(_) => S::Lost(failure()),
+        S::Yielding(_) => S::Yielding(failure()),
         S::Discarding(_) => S::Discarding(failure()),
         S::Ended(Some(_)) => S::Ended(Some(failure())),
         other => other,
@@ -356,6 +382,9 @@ pub fn source_states() -> Vec<s::State> {
         S::Settling,
         S::Stopping(failure()),
         S::RollingBack(failure()),
+        S::Overruling(failure()),
+        S::TakingBack(failure()),
+        S::TakenBack(failure()),
         S::Ended(Some(failure())),
         S::Ended(None),
     ]
@@ -374,9 +403,13 @@ pub fn destination_states() -> Vec<t::State> {
         S::Held { restore_us: 0 },
         S::Reclaiming,
         S::Lost(failure()),
-        S::Owning,
-        S::Resuming,
-        S::Running(ResumeTimes::default()),
+        S::Owning(By::Grant),
+        S::Owning(By::Operator),
+        S::Resuming(By::Grant),
+        S::Resuming(By::Operator),
+        S::Running(By::Grant, ResumeTimes::default()),
+        S::Running(By::Operator, ResumeTimes::default()),
+        S::Yielding(failure()),
         S::Closing(ResumeTimes::default()),
         S::Discarding(failure()),
         S::Ended(Some(failure())),

@@ -28,6 +28,8 @@ pub enum Copy {
     None,
     Held,
     Running,
+    /// It ran, and is gone with its host's power.
+    Lost,
 }
 
 /// A side's end of the connection.
@@ -260,7 +262,7 @@ impl World {
     pub fn check(&mut self) {
         let last = |agent: &Agent| record_of(agent.last);
         let given = matches!(last(&self.s), Some(Record::Released | Record::Retired | Record::Closed));
-        let taken = matches!(last(&self.t), Some(Record::Owner | Record::Closed));
+        let taken = matches!(last(&self.t), Some(Record::Owner | Record::Taken | Record::Closed));
         match (self.container, self.copy) {
             (Container::Running, Copy::Running) => self.fault(Wrong::TwoRunners),
             (Container::Killed, Copy::None | Copy::Held) => self.fault(Wrong::NoRunner),
@@ -268,7 +270,14 @@ impl World {
         }
         let (runs_here, removed) =
             (self.container == Container::Running, self.container == Container::Killed);
-        if (runs_here && given) || (removed && !given) || (self.copy == Copy::Running && !taken) {
+        // A copy on its way out runs until it is destroyed.
+        let going = last(&self.t) == Some(Record::Overruled);
+        // Removed by an operator's decision, and that is not on disk yet.
+        let obeying = last(&self.s) == Some(Record::RolledBack) && taken;
+        if (runs_here && given)
+            || (removed && !given && !obeying && self.copy != Copy::Lost)
+            || (self.copy == Copy::Running && !taken && !going)
+        {
             self.fault(Wrong::Unrecorded);
         }
         if self.cancelled && last(&self.s) == Some(Record::Released) {
@@ -284,26 +293,26 @@ impl World {
             | u64::from(self.ran) << 5
             | u64::from(self.cancel_waits) << 6
             | u64::from(self.cancelled) << 7;
-        // An agent takes 57 bits: both and the rest fit.
+        // An agent takes 60 bits: both and the rest fit.
         let (s, t) = (self.s.key(self.sent_s), self.t.key(self.sent_t));
-        u128::from(rest) << 114 | u128::from(s) << 57 | u128::from(t)
+        u128::from(rest) << 120 | u128::from(s) << 60 | u128::from(t)
     }
 }
 
 impl Agent {
     fn key(&self, sent: u32) -> u64 {
-        debug_assert!(self.state < 16 && self.again < 32 && sent < 1 << 20);
+        debug_assert!(self.state < 32 && self.again < 32 && sent < 1 << 22);
         u64::from(self.up)
             | u64::from(self.state) << 1
-            | u64::from(self.last) << 5
-            | u64::from(self.told_next[0]) << 9
-            | u64::from(self.told_next[1]) << 15
-            | u64::from(self.ops[0]) << 21
-            | u64::from(self.ops[1]) << 25
-            | u64::from(self.again) << 29
-            | (self.link as u64) << 34
-            | u64::from(self.connecting) << 36
-            | u64::from(sent) << 37
+            | u64::from(self.last) << 6
+            | u64::from(self.told_next[0]) << 10
+            | u64::from(self.told_next[1]) << 16
+            | u64::from(self.ops[0]) << 22
+            | u64::from(self.ops[1]) << 26
+            | u64::from(self.again) << 30
+            | (self.link as u64) << 35
+            | u64::from(self.connecting) << 37
+            | u64::from(sent) << 38
     }
 }
 

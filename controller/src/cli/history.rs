@@ -1,7 +1,7 @@
 //! `tranship history`
 
 use super::Context;
-use super::status::{ROW_HEADER, row_cells};
+use super::status::{ROW_HEADER, resolution_words, row_cells};
 use crate::error::Error;
 use crate::exit;
 use crate::output::{micros, table};
@@ -44,7 +44,9 @@ fn text(rows: &[MigrationStatus]) -> String {
                 }
                 None => row.extend(["-".into(), "-".into(), "-".into()]),
             }
-            row.push(r.failure.as_ref().map(|f| f.message.clone()).unwrap_or_default());
+            let why = r.failure.as_ref().map(|f| f.message.clone());
+            let resolved = resolution_words(r).map(|w| format!("resolved {w}"));
+            row.push(why.into_iter().chain(resolved).collect::<Vec<_>>().join("; "));
             row
         })
         .collect();

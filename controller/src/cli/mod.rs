@@ -11,6 +11,7 @@ mod man;
 mod migrate;
 mod pki;
 mod ps;
+mod resolve;
 mod rm;
 mod run;
 mod status;
@@ -133,6 +134,7 @@ pub enum Command {
     History(history::History),
     Watch(watch::Watch),
     Cancel(cancel::Cancel),
+    Resolve(resolve::Resolve),
     Pki(pki::Pki),
     Completion(completion::Completion),
     Man(man::Man),
@@ -190,6 +192,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, Error> {
         Command::History(c) => c.execute(context).await,
         Command::Watch(c) => c.execute(context).await,
         Command::Cancel(c) => c.execute(context).await,
+        Command::Resolve(c) => c.execute(context).await,
         Command::Pki(c) => c.execute(context.output),
         Command::Completion(c) => c.execute(),
         Command::Man(c) => c.execute(context.output),

@@ -135,12 +135,29 @@ fn text(rows: &[MigrationStatus], one: bool) -> String {
     text
 }
 
-/// What is true while a migration is in doubt.
+/// What is true while a migration is in doubt: since when, why, and what settles it.
 pub(super) fn in_doubt_words(r: &MigrationStatus) -> String {
-    format!(
-        "{} was given to {} and is not confirmed: it runs nowhere else, and this resolves itself when {} and {} can talk",
-        r.container, r.destination, r.source, r.destination
-    )
+    let mut words = format!("in doubt since {}; nothing runs: ", time(r.updated_unix_ms));
+    match &r.failure {
+        Some(f) => {
+            words.push_str(&clean(&f.message));
+            if let Some(hint) = &f.hint {
+                words.push_str(&format!("; {}", clean(hint)));
+            }
+        }
+        None => words.push_str(&format!(
+            "{} was given to {} and is not confirmed; this ends by itself when {} and {} can talk",
+            r.container, r.destination, r.source, r.destination
+        )),
+    }
+    words
+}
+
+/// An operator's decision, in words.
+pub(super) fn resolution_words(r: &MigrationStatus) -> Option<String> {
+    let decided = r.resolution.as_ref()?;
+    let at = if decided.run_at == Side::Source { &r.source } else { &r.destination };
+    Some(format!("by {} at {}: run on {at}", clean(&decided.by), time(decided.at_unix_ms)))
 }
 
 fn detail(r: &MigrationStatus) -> String {
@@ -157,7 +174,10 @@ fn detail(r: &MigrationStatus) -> String {
     line("started", time(r.started_unix_ms));
     line("changed", time(r.updated_unix_ms));
     if r.state == Progressing::InDoubt {
-        line("in doubt", in_doubt_words(r));
+        line("in doubt", format!("since {}; nothing runs", time(r.updated_unix_ms)));
+    }
+    if let Some(words) = resolution_words(r) {
+        line("resolved", words);
     }
     if let Some(f) = &r.failure {
         line("why", clean(&f.message).into_owned());
@@ -185,7 +205,7 @@ pub(super) fn subject_of(r: &MigrationStatus) -> Subject {
 mod tests {
     use super::*;
     use tranship_proto::ids::Epoch;
-    use tranship_proto::status::{Failure, Phase, Reason};
+    use tranship_proto::status::{Failure, Phase, Reason, Resolution};
 
     fn row(state: Progressing) -> MigrationStatus {
         MigrationStatus {
@@ -203,6 +223,7 @@ mod tests {
                 Failure::new(Reason::InDoubt, Side::Source, "no word\u{1b} from host-b").hint("wait"),
             ),
             summary: None,
+            resolution: None,
         }
     }
 
@@ -210,9 +231,16 @@ mod tests {
     fn doubt_is_said_in_words() {
         for one in [false, true] {
             let shown = text(&[row(Progressing::InDoubt)], one);
-            assert!(shown.contains("IN DOUBT") && shown.contains("runs nowhere else"), "{shown}");
+            for words in ["IN DOUBT", "since 1970", "nothing runs", "no word", "wait"] {
+                assert!(shown.contains(words), "{words}: {shown}");
+            }
             assert!(!shown.contains('\u{1b}'));
         }
+        let resolution =
+            Resolution { run_at: Side::Destination, by: "operator alice".into(), at_unix_ms: 1_000 };
+        let decided = MigrationStatus { resolution: Some(resolution), ..row(Progressing::Committed) };
+        let shown = text(&[decided], true);
+        assert!(shown.contains("by operator alice at 1970") && shown.contains("run on host-b"), "{shown}");
         assert!(text(&[], false).contains("history"));
         assert!(text(&[row(Progressing::Failed)], true).contains("hint        wait"));
     }

@@ -17,6 +17,7 @@ const COMMANDS: &[&[&str]] = &[
     &["history"],
     &["watch"],
     &["cancel"],
+    &["resolve"],
     &["pki"],
     &["pki", "init"],
     &["pki", "issue"],

@@ -66,6 +66,7 @@ fn status(state: Progressing) -> Reply {
         updated_unix_ms: 0,
         failure: None,
         summary: None,
+        resolution: None,
     }])
 }
 

@@ -13,11 +13,11 @@ use tranship_proto::pages::PagesEnd;
 use tranship_proto::registry::Message;
 use tranship_proto::status::{
     ContainerRow, Event, EventBody, Failure, HostInfo, HostRow, MigrationStatus, Phase, Progressing, Reason,
-    Side, Summary,
+    Resolution, Side, Summary,
 };
 use tranship_proto::tree::{Content, Entry, EntryKind, Meta, Time, TreeMeta, Xattr};
 
-fn id() -> MigrationId {
+pub fn id() -> MigrationId {
     "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap()
 }
 
@@ -53,6 +53,11 @@ fn status() -> MigrationStatus {
         updated_unix_ms: 1_700_000_001_000,
         failure: None,
         summary: Some(summary()),
+        resolution: Some(Resolution {
+            run_at: Side::Destination,
+            by: "operator alice".into(),
+            at_unix_ms: 1_700_000_000_500,
+        }),
     }
 }
 
@@ -92,7 +97,7 @@ fn run() -> RunRequest {
     }
 }
 
-fn offer() -> Offer {
+pub fn offer() -> Offer {
     Offer {
         container: "web".parse().unwrap(),
         source: "host-a".parse().unwrap(),
@@ -142,6 +147,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("request.cancel", Request::Cancel { migration }),
         ("request.status", Request::Status { id: Some("099a8057".into()) }),
         ("request.history", Request::History { limit: 20 }),
+        ("request.resolve", Request::Resolve { migration, run_at: Side::Destination }),
     ]
 }
 
@@ -235,6 +241,8 @@ fn handoffs() -> Vec<(&'static str, Handoff)> {
         ("handoff.position.released", Handoff::Position(Position::Released)),
         ("handoff.position.owner", Handoff::Position(Position::Owner)),
         ("handoff.position.ended", Handoff::Position(Position::Ended)),
+        ("handoff.position.taken", Handoff::Position(Position::Taken)),
+        ("handoff.position.taken_back", Handoff::Position(Position::TakenBack)),
         ("handoff.round_done", Handoff::RoundDone { round: 2 }),
     ]
 }

@@ -14,8 +14,12 @@ use rustix::mount::{
 use std::fs::File;
 use std::os::fd::AsFd;
 
-/// Mounts one tmpfs at `path` in both hosts, unless it is there already.
-pub(super) fn mount(first: &Host, second: &Host, path: &str) -> anyhow::Result<()> {
+/// Where it is mounted.
+pub(super) const PLACE: &str = "/mnt/handover";
+
+/// Mounts it in both hosts, unless it is there already.
+pub(super) fn mount(first: &Host, second: &Host) -> anyhow::Result<()> {
+    let path = PLACE;
     if first.path(path).join("shared").exists() {
         return Ok(());
     }
@@ -27,7 +31,6 @@ pub(super) fn mount(first: &Host, second: &Host, path: &str) -> anyhow::Result<(
     let [Ok(first_space), Ok(second_space)] = spaces else {
         bail!("the hosts' mount namespaces cannot be opened")
     };
-    let path = path.to_owned();
     // A thread of its own: it never comes back from the hosts' namespaces.
     let work = std::thread::spawn(move || -> anyhow::Result<()> {
         unshare(CloneFlags::CLONE_FS).context("leaving the shared file system attributes")?;
@@ -37,12 +40,12 @@ pub(super) fn mount(first: &Host, second: &Host, path: &str) -> anyhow::Result<(
         fsconfig_create(context.as_fd()).context("making a tmpfs")?;
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
             .context("mounting a tmpfs")?;
-        attach(mount.as_fd(), &path)?;
+        attach(mount.as_fd(), path)?;
         std::fs::write(format!("{path}/shared"), "")?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let copy = open_tree(CWD, path.as_str(), flags).context("cloning a mount")?;
+        let copy = open_tree(CWD, path, flags).context("cloning a mount")?;
         enter(&second_space)?;
-        attach(copy.as_fd(), &path)
+        attach(copy.as_fd(), path)
     });
     work.join().map_err(|_| anyhow::anyhow!("the mounting thread panicked"))?
 }

@@ -59,6 +59,8 @@ enum Command {
     Start(fault::Agent),
     /// Run the scenarios: real servers moved under real clients
     Scenario(scenario::Scenarios),
+    /// Move Redis under a client again and again, and break something each time
+    Faults(crate::faults::Faults),
     /// Measure
     #[command(subcommand)]
     Bench(crate::bench::Bench),
@@ -67,6 +69,9 @@ enum Command {
     /// A client that checks what a server answers (used by scenarios, in the client namespace)
     #[command(subcommand, hide = true)]
     Load(crate::client::Load),
+    /// A server whose memory checks itself (used by `bench precopy`, in a container)
+    #[command(hide = true)]
+    Workload(crate::workload::Workload),
     /// The first process of a host (used by `up`)
     #[command(hide = true)]
     HostInit(up::HostInit),
@@ -110,9 +115,11 @@ pub fn main() -> ExitCode {
         Command::Stop(args) => args.run(fault::AgentFault::Stop),
         Command::Start(args) => args.run(fault::AgentFault::Start),
         Command::Scenario(args) => args.run(),
+        Command::Faults(args) => args.run(),
         Command::Bench(bench) => bench.run(),
         Command::Demo(args) => args.run(),
         Command::Load(load) => Ok(crate::client::run(load)),
+        Command::Workload(args) => args.run(),
         Command::HostInit(args) => args.run(),
     };
     match done {

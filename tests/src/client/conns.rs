@@ -16,7 +16,7 @@ struct Slot {
     alive: bool,
 }
 
-pub(super) fn run(addr: SocketAddr, count: u16, rate: u32, limits: &Limits) -> LoadReport {
+pub(super) fn run(addr: SocketAddr, count: u16, active: u16, rate: u32, limits: &Limits) -> LoadReport {
     let control = Control::start(Books::new(u32::from(count)), limits.run_time());
     let mut slots = Vec::with_capacity(usize::from(count));
     for n in 0..count {
@@ -38,7 +38,7 @@ pub(super) fn run(addr: SocketAddr, count: u16, rate: u32, limits: &Limits) -> L
         if let Some(slot) = slots.get_mut(turn) {
             use_once(slot, &control);
         }
-        turn = (turn + 1) % slots.len().max(1);
+        turn = (turn + 1) % slots.len().min(usize::from(active)).max(1);
         next = (next + period).max(Instant::now());
         if slots.iter().all(|s| !s.alive) {
             break;

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// Just below 1 MiB, so that the value with its header fits the allocator's 1 MiB class.
 const VALUE: usize = (1 << 20) - 512;
+/// Values made ahead.
+const AHEAD: usize = 4;
 
 pub(super) fn run(addr: SocketAddr, mib: u32) -> LoadReport {
     let mut books = Books::new(1);
@@ -21,11 +23,20 @@ pub(super) fn run(addr: SocketAddr, mib: u32) -> LoadReport {
 
 fn fill(addr: SocketAddr, mib: u32, books: &mut Books) -> std::io::Result<()> {
     let mut connection = Connection::open(addr, Duration::from_secs(60))?;
-    let mut value = vec![0; VALUE];
     let mut seed = [0; 32];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut seed)?;
-    for n in 0..mib {
-        blake3::Hasher::new_keyed(&seed).update(&n.to_le_bytes()).finalize_xof().fill(&mut value);
+    // The next values are made while Redis takes in the last.
+    let (sender, values) = std::sync::mpsc::sync_channel(AHEAD);
+    std::thread::spawn(move || {
+        for n in 0..mib {
+            let mut value = vec![0; VALUE];
+            blake3::Hasher::new_keyed(&seed).update(&n.to_le_bytes()).finalize_xof().fill(&mut value);
+            if sender.send((n, value)).is_err() {
+                break;
+            }
+        }
+    });
+    for (n, value) in values {
         let sent = Instant::now();
         books.request();
         connection.send(&[b"SET", format!("fill:{n}").as_bytes(), &value])?;

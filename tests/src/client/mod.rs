@@ -7,6 +7,7 @@
 //!
 //! A client never reconnects: whatever ends a connection is a failure and stays in the report.
 
+mod ask;
 mod conns;
 mod control;
 mod fill;
@@ -75,6 +76,9 @@ pub enum Load {
         /// Connections.
         #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
         count: u16,
+        /// Of these, how many are used before the end.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        active: u16,
         /// Requests a second over all of them, round robin.
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         rate: u32,
@@ -90,6 +94,18 @@ pub enum Load {
         /// MiB of values.
         #[arg(long)]
         mib: u32,
+    },
+    /// Ask for one number; it is the report's last value.
+    Ask {
+        /// Who is asked.
+        #[arg(long)]
+        addr: SocketAddr,
+        /// With which command.
+        #[arg(long)]
+        command: String,
+        /// Seconds to wait at most.
+        #[arg(long, default_value_t = 60)]
+        patience: u64,
     },
     /// Wait until a port takes a connection.
     Reach {
@@ -131,8 +147,9 @@ pub fn run(load: Load) -> ExitCode {
         Load::Http { addr, path, connections, bytes, digest, rate_mib, limits } => {
             http::run(&http::Fetch { addr, path, bytes, digest, rate_mib }, connections, &limits)
         }
-        Load::Conns { addr, count, rate, limits } => conns::run(addr, count, rate, &limits),
+        Load::Conns { addr, count, active, rate, limits } => conns::run(addr, count, active, rate, &limits),
         Load::Fill { addr, mib } => fill::run(addr, mib),
+        Load::Ask { addr, command, patience } => ask::run(addr, &command, Duration::from_secs(patience)),
         Load::Reach { addr, patience } => reach::run(addr, Duration::from_secs(patience)),
     };
     let good = report.failures.is_empty();

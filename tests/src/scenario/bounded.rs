@@ -71,6 +71,12 @@ impl Running {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Waits for its end, at most `limit` from now; as [`Running::finish`].
+    pub fn finish_within(self, limit: Duration) -> anyhow::Result<Ended> {
+        let since = self.began.elapsed();
+        self.finish(since + limit)
+    }
+
     /// Waits for its end. It is killed, and that is an error, when it takes longer than `limit`
     /// from its start.
     pub fn finish(mut self, limit: Duration) -> anyhow::Result<Ended> {

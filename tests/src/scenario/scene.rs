@@ -8,7 +8,7 @@ use crate::lab::{Lab, LabOptions};
 use crate::names::LabName;
 use crate::{image, progress};
 use anyhow::{Context, bail, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ pub struct Scene {
 pub struct Container {
     /// Name.
     pub name: String,
-    /// Image of the lab.
+    /// Image of the lab, or the path of a root file system on the host.
     pub image: String,
     /// `(network, addresses with prefix)`.
     pub links: Vec<(String, Vec<String>)>,
@@ -155,7 +155,7 @@ impl Scene {
 
     /// Starts a container.
     pub fn start(&self, host: &str, container: &Container) -> anyhow::Result<()> {
-        let rootfs = format!("/lab/images/{}", container.image);
+        let rootfs = Path::new("/lab/images").join(&container.image).to_string_lossy().into_owned();
         let mut args = vec!["run", "--name", &container.name, "--rootfs", &rootfs];
         for (network, addresses) in &container.links {
             args.extend(["--net", network]);
@@ -237,6 +237,18 @@ impl Scene {
         bounded::run(what, self.lab.client_command(&all)?, Duration::from_secs(300))?.ok().map(drop)
     }
 
+    /// Asks a server for one number from the client namespace.
+    pub fn ask(&self, addr: &str, command: &str) -> anyhow::Result<i64> {
+        let exe = self.exe.to_string_lossy();
+        let args = [exe.as_ref(), "load", "ask", "--addr", addr, "--command", command];
+        let asked = format!("asking {addr} for {command}");
+        let text =
+            bounded::run(asked.as_str(), self.lab.client_command(args)?, Duration::from_secs(90))?.ok()?;
+        let mut lines = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+        let value = lines.find_map(|l| l.get("report")?.get("last_value")?.as_i64());
+        value.with_context(|| format!("{asked}: no number in {text:?}"))
+    }
+
     /// Waits until a TCP port answers a connection from the client namespace.
     pub fn wait_port(&self, ip: &str, port: u16) -> anyhow::Result<()> {
         let exe = self.exe.to_string_lossy().into_owned();
@@ -270,7 +282,7 @@ impl Scene {
 
     /// Nothing may be left of any migration on any host.
     pub fn audit(&self) -> anyhow::Result<()> {
-        let findings = self.lab.audit_within(Duration::from_secs(3))?;
+        let findings = self.lab.audit_within(Duration::from_secs(10))?;
         let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
         ensure!(text.is_empty(), "the audit found:\n  {}", text.join("\n  "));
         Ok(())

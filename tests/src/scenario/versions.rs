@@ -1,13 +1,13 @@
 //! A peer with which no protocol version is shared, on either end of the agent's control socket.
 
 use super::scene::Scene;
+use crate::ask::read;
 use anyhow::{Context, bail, ensure};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use tranship_proto::control::{Hello, Welcome};
-use tranship_proto::frame::{HEADER_LEN, Header};
-use tranship_proto::registry::{Message, limit_of};
+use tranship_proto::registry::Message;
 use tranship_proto::version::GREETING;
 
 const FAR: u16 = 9999;
@@ -26,7 +26,7 @@ fn by_the_agent(scene: &Scene) -> anyhow::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let hello = Message::from(Hello { versions: vec![FAR], software: "from the future".into() });
     stream.write_all(&hello.to_frame(GREETING)?)?;
-    match read(&mut stream)? {
+    match read(&mut stream, GREETING)? {
         Message::Welcome(Welcome::NoSharedVersion { versions, .. }) => {
             ensure!(
                 !versions.is_empty() && !versions.contains(&FAR),
@@ -76,17 +76,8 @@ fn answer(listener: &UnixListener) -> anyhow::Result<()> {
     };
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let _hello = read(&mut stream)?;
+    let _hello = read(&mut stream, GREETING)?;
     let welcome = Welcome::NoSharedVersion { versions: vec![FAR], software: "from the future".into() };
     stream.write_all(&Message::from(welcome).to_frame(GREETING)?)?;
     Ok(())
-}
-
-fn read(stream: &mut UnixStream) -> anyhow::Result<Message> {
-    let mut header = [0; HEADER_LEN];
-    stream.read_exact(&mut header).context("reading a frame's header")?;
-    let header = Header::parse(&header, GREETING, limit_of)?;
-    let mut body = vec![0; header.length as usize];
-    stream.read_exact(&mut body).context("reading a frame's body")?;
-    Ok(Message::decode(header.kind, &body)?)
 }

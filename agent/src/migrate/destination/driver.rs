@@ -4,24 +4,29 @@
 //! tasks. The work is shared here, because bulk streams arrive while other things go on; its parts
 //! lock themselves.
 
-use super::machine::{Effect, Event, State};
+use super::machine::{Decision, Effect, Event, State};
 use super::work::Work;
 use crate::context::Context;
 use crate::faults::Action;
 use crate::journal::{Ownership, Record, now_ms};
+use crate::migrate::doubt;
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
 use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
 use std::collections::VecDeque;
+use std::mem::Discriminant;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tranship_proto::bulk::BulkContent;
 use tranship_proto::handoff::Handoff;
-use tranship_proto::status::{Failure, MigrationStatus, Progressing, Reason, Side};
+use tranship_proto::ids::HostName;
+use tranship_proto::status::{Failure, MigrationStatus, Progressing, Reason, Resolution, Side};
 
 /// How long a finished migration stays, to answer repeats.
 const LINGER: Duration = Duration::from_secs(5);
+/// How long the source may take to answer before an operator is believed that it is dead.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How often what may have been lost is said or asked again, and how long a failed effect rests.
 const REPEAT: Duration = Duration::from_secs(1);
 
@@ -60,7 +65,22 @@ pub enum Input {
         recv: RecvStream,
     },
     /// The pause before an effect's next try is over.
-    Again(Box<Effect>),
+    Again(Discriminant<State>, Box<Effect>),
+    /// An operator decides; answered when that is on disk or refused.
+    Resolve(Verdict),
+    /// Whether the source answered when it was tried, before the operator is believed.
+    Tried(Verdict, bool),
+}
+
+/// An operator's decision on its way.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Where the container is to run.
+    pub run_at: Side,
+    /// Who, as [`Resolution::by`].
+    pub by: String,
+    /// The answer.
+    pub reply: oneshot::Sender<Result<(), Failure>>,
 }
 
 /// The driver of one migration at its destination.
@@ -77,6 +97,11 @@ pub struct Driver {
     status: watch::Sender<MigrationStatus>,
     asking: bool,
     doubt: Option<Failure>,
+    deciding: Option<oneshot::Sender<Result<(), Failure>>>,
+    // The journal says that it is in doubt, and since when.
+    doubt_kept: bool,
+    // RESERVED is on disk: the history has a row to be finished.
+    known: bool,
     done: bool,
 }
 
@@ -99,6 +124,8 @@ impl Driver {
                 }
             }
         });
+        let doubt_kept = status.borrow().state == Progressing::InDoubt;
+        let known = !matches!(state, State::Idle);
         Self {
             ctx,
             state,
@@ -112,6 +139,9 @@ impl Driver {
             status,
             asking: false,
             doubt: None,
+            deciding: None,
+            doubt_kept,
+            known,
             done: false,
         }
     }
@@ -131,6 +161,7 @@ impl Driver {
                 tokio::select! {
                     input = self.inputs.recv() => input,
                     _ = repeat.tick() => {
+                        self.keep_doubt().await;
                         self.events.push_back(Event::Repeat);
                         continue;
                     }
@@ -187,7 +218,13 @@ impl Driver {
                 self.events.push_back(Event::Peer(first));
             }
             Input::Bulk { content, recv } => self.bulk(content, recv),
-            Input::Again(effect) => self.perform(*effect).await,
+            // What was to be tried again belongs to the state that it failed in.
+            Input::Again(state, effect) if state == std::mem::discriminant(&self.state) => {
+                self.perform(*effect).await
+            }
+            Input::Again(..) => {}
+            Input::Resolve(verdict) => self.hear_out(verdict),
+            Input::Tried(verdict, answered) => self.decide(verdict, answered),
             Input::Reconnected { connection, send, recv } => {
                 self.asking = false;
                 self.generation += 1;
@@ -246,7 +283,7 @@ impl Driver {
             Effect::HoldPackets => self.spawn(async move { work.hold_packets().await }),
             Effect::Restore(totals) => self.spawn(async move {
                 let result = faulty(&ctx, "restore", work.restore(&totals)).await;
-                held(&own, &work, result).await;
+                restored(&work, &own, result).await;
             }),
             Effect::Resume => self.spawn(async move {
                 let result = faulty(&ctx, "resume", work.resume()).await;
@@ -270,18 +307,94 @@ impl Driver {
             }
             Effect::Reclaim => self.spawn(async move {
                 let result = faulty(&ctx, "reclaim", work.reclaim()).await;
-                held(&own, &work, result).await;
+                restored(&work, &own, result).await;
             }),
-            Effect::Again(effect) => self.spawn(async move {
-                tokio::time::sleep(REPEAT).await;
-                let _ = own.send(Input::Again(effect)).await;
+            Effect::Yield => self.spawn(async move {
+                let event = match work.yield_up().await {
+                    Ok(trouble) => Event::Discarded(trouble),
+                    Err(f) => Event::DiscardFailed(f),
+                };
+                let _ = own.send(Input::Happened(event)).await;
             }),
+            Effect::Decided => {
+                if let Some(reply) = self.deciding.take() {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            Effect::Again(effect) => {
+                let state = std::mem::discriminant(&self.state);
+                self.spawn(async move {
+                    tokio::time::sleep(REPEAT).await;
+                    let _ = own.send(Input::Again(state, effect)).await;
+                });
+            }
             Effect::Doubt(failure) => {
+                let failure = doubt::unrunnable(&self.status.borrow(), failure);
                 tracing::error!(%failure, "in doubt");
                 self.doubt = Some(failure);
             }
             Effect::Ask => self.ask(),
             Effect::Finish(failure) => self.finish(failure).await,
+        }
+    }
+
+    /// Believes an operator only after a try of its own to reach the source.
+    fn hear_out(&mut self, verdict: Verdict) {
+        let s = self.status.borrow().clone();
+        if let Err(no) = self.state.may_be_resolved(&decision(&s, &verdict)) {
+            let _ = verdict.reply.send(Err(no));
+            return;
+        }
+        let (ctx, own, linked) = (self.ctx.clone(), self.own.clone(), self.link.is_some());
+        self.spawn(async move {
+            let answered =
+                linked || tokio::time::timeout(ANSWER, ctx.connect(&s.source)).await.is_ok_and(|c| c.is_ok());
+            let _ = own.send(Input::Tried(verdict, answered)).await;
+        });
+    }
+
+    fn decide(&mut self, verdict: Verdict, answered: bool) {
+        let s = self.status.borrow().clone();
+        let decision = decision(&s, &verdict);
+        // A copy that cannot be resumed is given up here, whether the source answers or not: it is asked
+        // for nothing. That it cannot be must have been tried.
+        let alone = matches!(decision, Decision::GiveUp(_));
+        let refused = match self.state.may_be_resolved(&decision) {
+            Err(no) => Some(no),
+            Ok(()) if alone && self.doubt.is_none() => Some(
+                Failure::new(Reason::Refused, Side::Destination, "the container is just being resumed here")
+                    .hint("`tranship status` says whether that works"),
+            ),
+            Ok(()) if !alone && (answered || self.link.is_some()) => {
+                Some(doubt::answers(&s.source, Side::Destination, s.migration))
+            }
+            Ok(()) if self.deciding.is_some() => {
+                Some(Failure::new(Reason::Busy, Side::Destination, "this is just being decided").retryable())
+            }
+            Ok(()) => None,
+        };
+        if let Some(no) = refused {
+            let _ = verdict.reply.send(Err(no));
+            return;
+        }
+        let (by, run_at) = (verdict.by, verdict.run_at);
+        tracing::warn!(by, ?run_at, "an operator has decided");
+        let resolution = Resolution { run_at, by, at_unix_ms: now_ms() };
+        self.status.send_modify(|s| s.resolution = Some(resolution));
+        self.deciding = Some(verdict.reply);
+        self.events.push_back(Event::Resolved(decision));
+    }
+
+    /// As at the source.
+    async fn keep_doubt(&mut self) {
+        let status = self.status.borrow().clone();
+        let in_doubt = status.state == Progressing::InDoubt;
+        if self.done || in_doubt == self.doubt_kept {
+            return;
+        }
+        match self.ctx.journal.update(status).await {
+            Ok(()) => self.doubt_kept = in_doubt,
+            Err(e) => tracing::warn!(error = %e, "the journal does not say since when it is in doubt"),
         }
     }
 
@@ -316,18 +429,31 @@ impl Driver {
             self.events.push_back(Event::RecordFailed(record, f));
             return;
         }
+        // What is not held can only be restored again before this host is the owner.
+        if record == Record::Owner && !self.work.holds().await {
+            let f = Failure::new(Reason::Failed, Side::Destination, "the restore is not held any more");
+            self.events.push_back(Event::RecordFailed(record, f));
+            return;
+        }
         let status = self.status.borrow().clone();
         let (id, epoch) = (status.migration, status.epoch);
-        let written = if record == Record::Reserved {
-            self.ctx.journal.begin(status, record).await
-        } else {
-            let owner = (record == Record::Owner).then(|| Ownership {
-                container: status.container,
-                epoch,
-                owner: self.ctx.config.host.clone(),
-            });
-            self.ctx.journal.record(id, Side::Destination, record, owner).await
+        let own = |epoch, host: &HostName| {
+            Some(Ownership { container: status.container.clone(), epoch, owner: host.clone() })
         };
+        let owner = match record {
+            Record::Owner | Record::Taken => own(epoch, &status.destination),
+            // As the source has it, when it was decided there.
+            Record::Overruled if status.resolution.is_none() => own(epoch.next(), &status.source),
+            Record::Overruled => own(epoch, &status.source),
+            _ => None,
+        };
+        let decided = matches!(record, Record::Taken | Record::Overruled);
+        let written = match record {
+            Record::Reserved => self.ctx.journal.begin(status, record).await,
+            _ if decided => self.ctx.journal.decide(status, record, owner).await,
+            _ => self.ctx.journal.record(id, Side::Destination, record, owner).await,
+        };
+        self.known |= record == Record::Reserved && written.is_ok();
         let _ = self.ctx.faults.pass(&format!("{point}.after")).await;
         self.events.push_back(match written {
             Ok(()) => Event::Recorded(record),
@@ -336,29 +462,45 @@ impl Driver {
                 tracing::error!("{text}");
                 let f = Failure::new(Reason::Internal, Side::Destination, text)
                     .hint("look at the disk under state_dir of the destination");
+                if let Some(reply) = self.deciding.take().filter(|_| decided) {
+                    let _ = reply.send(Err(f.clone()));
+                }
+                if record == Record::Taken {
+                    self.status.send_modify(|s| s.resolution = None);
+                }
                 Event::RecordFailed(record, f)
             }
         });
-        if record == Record::Owner {
+        if matches!(record, Record::Owner | Record::Taken) {
             tracing::info!(%epoch, "owner: the container is this host's");
         }
     }
 
     fn publish(&mut self) {
+        if self.done {
+            return;
+        }
+        // Also while a restarted agent looks for the hold: the doubt is older than that.
+        let lost = matches!(self.state, State::Held { .. } | State::Reclaiming) && self.link.is_none();
+        let doubt = match &self.doubt {
+            None if lost => Some(doubt::unasked(&self.status.borrow())),
+            doubt => doubt.clone(),
+        };
         let state = match &self.state {
-            _ if self.doubt.is_some() => Progressing::InDoubt,
-            State::Held { .. } if self.link.is_none() => Progressing::InDoubt,
-            State::Owning | State::Resuming | State::Running(_) | State::Closing(_) => Progressing::Committed,
+            _ if doubt.is_some() => Progressing::InDoubt,
+            State::Owning(_) | State::Resuming(_) | State::Running(..) | State::Closing(_) => {
+                Progressing::Committed
+            }
             _ => Progressing::Running,
         };
         let phase = self.state.phase();
-        let (done, doubt) = (self.done, &self.doubt);
         self.status.send_if_modified(|s| {
-            let changed = !done && ((s.state, s.phase) != (state, phase) || s.failure != *doubt);
-            if changed {
-                (s.state, s.phase, s.updated_unix_ms) = (state, phase, now_ms());
-                s.failure.clone_from(doubt);
+            let changed = (s.state, s.phase, &s.failure) != (state, phase, &doubt);
+            if s.state != state {
+                s.updated_unix_ms = now_ms();
             }
+            (s.state, s.phase) = (state, phase);
+            s.failure.clone_from(&doubt);
             changed
         });
     }
@@ -383,8 +525,9 @@ impl Driver {
         }
         status.failure = failure;
         // An offer that was refused before RESERVED is the source's history alone.
-        let known = status.phase > tranship_proto::status::Phase::Reserve || status.failure.is_none();
-        if known && let Err(e) = self.ctx.journal.update(status.clone()).await {
+        if self.known
+            && let Err(e) = self.ctx.journal.update(status.clone()).await
+        {
             tracing::error!(error = %e, "the history misses this migration");
         }
         self.done = true;
@@ -392,12 +535,25 @@ impl Driver {
     }
 }
 
-/// Reports a restore, and then the loss of what is held, should it come.
-async fn held(own: &mpsc::Sender<Input>, work: &Work, restored: Result<u64, Failure>) {
-    let good = restored.is_ok();
-    let _ = own.send(Input::Happened(Event::Restored(restored))).await;
-    if good && let Some(f) = work.hold_lost().await {
-        let _ = own.send(Input::Happened(Event::HoldLost(f))).await;
+/// Tells the end of a restore, and then, if it is held, that it is not any more.
+async fn restored(work: &Work, own: &mpsc::Sender<Input>, result: Result<u64, Failure>) {
+    let held = result.is_ok();
+    let _ = own.send(Input::Happened(Event::Restored(result))).await;
+    if held && let Some(failure) = work.hold_lost().await {
+        tracing::warn!(%failure, "nothing has run");
+        let _ = own.send(Input::Happened(Event::HoldLost(failure))).await;
+    }
+}
+
+/// What an operator's words mean on this side.
+fn decision(status: &MigrationStatus, verdict: &Verdict) -> Decision {
+    match verdict.run_at {
+        Side::Source => Decision::GiveUp(Failure::new(
+            Reason::Failed,
+            Side::Destination,
+            format!("{} has given up what could not be resumed on {}", verdict.by, status.destination),
+        )),
+        _ => Decision::RunHere,
     }
 }
 

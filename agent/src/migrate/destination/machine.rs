@@ -5,6 +5,9 @@
 //!            |            \___________\____________\____________\________/|
 //!          Ended                   Discarding -> Ended           \   Reclaiming   (restarted, or the hold died)
 //!                                       \_________________________\__  Lost       (nothing left to resume)
+//!
+//! By an operator: Held -> Owning                                (the source's host is dead)
+//!                 Owning, Resuming, Running -> Yielding -> Ended  (this host was declared dead, or the copy is)
 //! ```
 //!
 //! | State | Copy here | Last record | Asked where it is | Waits for, and what happens if that does not come |
@@ -18,20 +21,24 @@
 //! | Held | held | PREPARED | held | Grant or Abort; Prepared is repeated, for ever |
 //! | Reclaiming | held, or dead | PREPARED | before commit | the hold found or made again |
 //! | Lost | dead | PREPARED | before commit | a word of the source's, who is asked for ever |
-//! | Owning | held | PREPARED, OWNER | held | the record; its failure: held, until the next Grant |
-//! | Resuming | held, runs | OWNER | owner | the step, tried until done |
-//! | Running | runs | OWNER | owner | Retired; every Grant is answered with Running |
-//! | Closing | runs | OWNER, CLOSED | owner | the record, tried until written |
+//! | Owning | held | PREPARED, OWNER or TAKEN | held | the record; its failure: held, until the next Grant |
+//! | Resuming | held, runs | OWNER or TAKEN | owner | the step, tried until done; the source is asked |
+//! | Running | runs | OWNER or TAKEN | owner, taken | Retired; every Grant is answered with Running |
+//! | Closing | runs | OWNER or TAKEN, CLOSED | owner | the record, tried until written |
+//! | Yielding | goes | OVERRULED | before commit | the record, the step, the last record, tried until done |
 //! | Discarding | goes | as it was | before commit | the step, then the record, tried until done |
 //! | Ended | runs, or none | CLOSED, DISCARDED | owner, ended | nothing; repeats are answered |
 //!
 //! Rules that hold by construction, and that `tests/handover_model.rs` explores:
 //!
-//! * `Effect::Resume` is asked for only after `Event::Recorded(Owner)`, which only a Grant starts.
+//! * `Effect::Resume` is asked for only after `Event::Recorded(Owner)`, which only a Grant starts, or
+//!   `Event::Recorded(Taken)`, which only an operator does who says that the source's host is dead.
 //! * Once held, a lost connection changes nothing: the source is asked, and only its word, Abort
 //!   or Grant, ends the hold. That it does not know the migration is not its word.
-//! * After OWNER nothing here is ever discarded on the word of a peer, and nothing is restored
-//!   from images: the copy may have run.
+//! * After OWNER nothing here is ever restored from images, for the copy may have run; and nothing is
+//!   discarded but by an operator: one who has declared this host dead at the source, which the source
+//!   says as long as it has not retired its own copy, or one who gives up here what cannot be resumed.
+//!   Either is on disk as OVERRULED before the copy is touched, so that no restart resumes it.
 //! * `Handoff::Aborted`, on which a source that has released takes its container back, is sent only
 //!   when DISCARDED is on disk (or nothing ever was). From there no grant is taken.
 //! * A migration ends only when its last record is on disk, as at the source.
@@ -70,18 +77,48 @@ pub enum State {
     Reclaiming,
     /// Held before, and it cannot be made again. Nothing has run.
     Lost(Failure),
-    /// OWNER is being flushed.
-    Owning,
-    /// OWNER is on disk; the container is being let go.
-    Resuming,
+    /// OWNER, or TAKEN, is being flushed.
+    Owning(By),
+    /// That is on disk; the container is being let go.
+    Resuming(By),
     /// The container is this host's and runs.
-    Running(ResumeTimes),
+    Running(By, ResumeTimes),
     /// The source is clean: CLOSED is being flushed.
     Closing(ResumeTimes),
+    /// An operator has decided against this host's copy: flushing OVERRULED, destroying the copy behind
+    /// a shut gate, flushing DISCARDED.
+    Yielding(Failure),
     /// Removing what was made here, then flushing DISCARDED.
     Discarding(Failure),
     /// Nothing more to do. `None`: the container is this host's.
     Ended(Option<Failure>),
+}
+
+/// By whose word the container is this host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// The source's.
+    Grant,
+    /// An operator's, who has declared the source's host dead.
+    Operator,
+}
+
+impl By {
+    fn record(self) -> Record {
+        match self {
+            By::Grant => Record::Owner,
+            By::Operator => Record::Taken,
+        }
+    }
+}
+
+/// What an operator decides at a destination.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// The source's host is dead: the container runs here.
+    RunHere,
+    /// What is here cannot be resumed and is given up; in words for the history.
+    GiveUp(Failure),
 }
 
 /// What this side answers to an offer that it takes.
@@ -122,6 +159,8 @@ pub enum Event {
     Discarded(Option<Failure>),
     /// It is not certain that the copy made here is gone.
     DiscardFailed(Failure),
+    /// An operator has decided, while nothing is heard of the source or nothing can be resumed.
+    Resolved(Decision),
     /// The agent starts again and finds this migration in its journal.
     Restarted,
 }
@@ -153,10 +192,15 @@ pub enum Effect {
     /// Remove everything made here, after whatever still makes it => `Discarded` or
     /// `DiscardFailed`. May be repeated.
     Discard,
+    /// Shut the gate, then kill and remove the copy, though it is or was this host's container =>
+    /// `Discarded` or `DiscardFailed`. May be repeated.
+    Yield,
     /// The same effect once more, after a pause of a second or so.
     Again(Box<Effect>),
     /// Show as in doubt, and why, until the state changes.
     Doubt(Failure),
+    /// The decision is on disk: whoever asked for it may be answered.
+    Decided,
     /// Done.
     Finish(Option<Failure>),
 }
@@ -174,9 +218,11 @@ impl State {
             | State::Held { .. }
             | State::Reclaiming
             | State::Lost(_) => Phase::Prepare,
-            State::Owning | State::Resuming => Phase::Grant,
-            State::Running(_) | State::Closing(_) | State::Ended(None) => Phase::Retire,
-            State::Discarding(f) | State::Ended(Some(f)) => f.phase.unwrap_or(Phase::Reserve),
+            State::Owning(_) | State::Resuming(_) => Phase::Grant,
+            State::Running(..) | State::Closing(_) | State::Ended(None) => Phase::Retire,
+            State::Yielding(f) | State::Discarding(f) | State::Ended(Some(f)) => {
+                f.phase.unwrap_or(Phase::Reserve)
+            }
         }
     }
 
@@ -184,11 +230,41 @@ impl State {
     pub fn position(&self) -> Position {
         match self {
             State::Idle => Position::Unknown,
-            State::Held { .. } | State::Owning => Position::Held,
-            State::Resuming | State::Running(_) | State::Closing(_) | State::Ended(None) => Position::Owner,
+            State::Held { .. } | State::Owning(_) => Position::Held,
+            // On this word the source ends a copy that may have gone back to work: only when it runs here.
+            State::Running(By::Operator, _) => Position::Taken,
+            State::Resuming(_) | State::Running(..) | State::Closing(_) | State::Ended(None) => {
+                Position::Owner
+            }
             // Not before DISCARDED is on disk: on this word the source takes its container back.
             State::Ended(Some(_)) => Position::Ended,
             _ => Position::BeforeCommit,
+        }
+    }
+
+    /// Whether an operator's word may settle it now.
+    ///
+    /// # Errors
+    /// Why not, and what to do instead.
+    pub fn may_be_resolved(&self, decision: &Decision) -> Result<(), Failure> {
+        let no = |text: &str, hint: &str| {
+            Err(Failure::new(Reason::BadRequest, Side::Destination, text).phase(self.phase()).hint(hint))
+        };
+        match (self, decision) {
+            (State::Held { .. }, Decision::RunHere) | (State::Resuming(_), Decision::GiveUp(_)) => Ok(()),
+            (State::Owning(_) | State::Resuming(_) | State::Running(..) | State::Closing(_), _)
+            | (State::Ended(None), _) => {
+                no("the container is this host's: nothing is in doubt", "`tranship ps` shows whether it runs")
+            }
+            (State::Held { .. }, Decision::GiveUp(_)) => no(
+                "the copy here is complete and held, and whether it is this host's is the source's to say",
+                "ask the source, or let it run here if the source's host is dead",
+            ),
+            (State::Lost(_) | State::Reclaiming, _) => no(
+                "there is nothing here that could run: the held copy has died",
+                "bring the source's host back: it still has the container, frozen",
+            ),
+            _ => no("nothing is in doubt here", "`tranship status` shows where the migration is"),
         }
     }
 
@@ -199,7 +275,9 @@ impl State {
     pub fn recovered(record: Record) -> State {
         match record {
             Record::Prepared => State::Held { restore_us: 0 },
-            Record::Owner => State::Resuming,
+            Record::Owner => State::Resuming(By::Grant),
+            Record::Taken => State::Resuming(By::Operator),
+            Record::Overruled => State::Yielding(overruled()),
             Record::Closed => State::Ended(None),
             Record::Discarded => State::Ended(Some(restarted())),
             _ => State::Receiving,
@@ -260,18 +338,47 @@ impl State {
             }
 
             // The grant.
-            (S::Owning, E::Recorded(Record::Owner)) => (S::Resuming, vec![X::Resume]),
-            // Not the owner in this life: stay held. The source repeats the grant.
-            (S::Owning, E::RecordFailed(Record::Owner, _)) => (S::Held { restore_us: 0 }, vec![]),
-            (S::Resuming, E::Restarted) => (S::Resuming, vec![X::Resume]),
-            (S::Resuming, E::Resumed(Ok(times))) => {
-                (S::Running(times.clone()), vec![X::Send(Handoff::Running(times))])
+            (S::Owning(by), E::Recorded(record)) if record == by.record() => {
+                (S::Resuming(by), vec![X::Decided, X::Resume])
             }
-            (S::Resuming, E::Resumed(Err(f))) => {
+            // Not the owner in this life: stay held. The source repeats the grant.
+            (S::Owning(by), E::RecordFailed(record, _)) if record == by.record() => {
+                (S::Held { restore_us: 0 }, vec![])
+            }
+            // Whether it is still this host's is the source's to say, if an operator has decided there.
+            (S::Resuming(by), E::Restarted) => (S::Resuming(by), vec![X::Resume, X::Ask]),
+            (S::Resuming(by), E::Resumed(Ok(times))) => {
+                let (state, word) = running(by, times);
+                (state, vec![word])
+            }
+            (S::Resuming(by), E::Resumed(Err(f))) => {
                 // The container is this host's, and it does not run: say so, keep everything.
                 let doubt = Failure { reason: Reason::InDoubt, ..f }.phase(Phase::Grant);
-                (S::Resuming, vec![X::Doubt(doubt), X::Again(Box::new(X::Resume))])
+                (S::Resuming(by), vec![X::Doubt(doubt), X::Again(Box::new(X::Resume)), X::Ask])
             }
+
+            // An operator's word.
+            (S::Held { .. }, E::Resolved(Decision::RunHere)) => {
+                (S::Owning(By::Operator), vec![X::Record(Record::Taken)])
+            }
+            (S::Resuming(_), E::Resolved(Decision::GiveUp(f))) => yielding(f.phase(Phase::Grant)),
+            (s, E::Resolved(_)) => (s, vec![]),
+            (S::Yielding(f), E::Recorded(Record::Overruled)) => (S::Yielding(f), vec![X::Decided, X::Yield]),
+            (s @ S::Yielding(_), E::RecordFailed(record @ (Record::Overruled | Record::Discarded), _)) => {
+                (s, again(X::Record(record)))
+            }
+            (S::Yielding(f), E::Restarted) => (S::Yielding(f), vec![X::Yield]),
+            (S::Yielding(f), E::Discarded(trouble)) => {
+                (S::Yielding(with_trouble(f, trouble)), vec![X::Record(Record::Discarded)])
+            }
+            (s @ S::Yielding(_), E::DiscardFailed(_)) => (s, again(X::Yield)),
+            (S::Yielding(f), E::Recorded(Record::Discarded)) => {
+                (S::Ended(Some(f.clone())), vec![X::Send(Handoff::Aborted), X::Finish(Some(f))])
+            }
+            // The resume that ran when it was decided.
+            (s @ S::Yielding(_), E::Resumed(_)) => (s, vec![]),
+            // The source retires its copy only when it was told that this one runs: it has run.
+            (s @ S::Closing(_), E::Resumed(_)) => (s, vec![]),
             (S::Closing(_), E::Recorded(Record::Closed)) => {
                 (S::Ended(None), vec![X::Send(Handoff::Closed), X::Finish(None)])
             }
@@ -335,7 +442,9 @@ impl State {
                 | H::Abort(_)
                 | H::Prepare(_)
                 | H::Query
-                | H::Position(Position::BeforeCommit | Position::Released | Position::Ended),
+                | H::Position(
+                    Position::BeforeCommit | Position::Released | Position::Ended | Position::TakenBack,
+                ),
             ) => discard(f),
             (s, H::Query) => {
                 let position = s.position();
@@ -353,13 +462,20 @@ impl State {
 
             // The grant. Its repeats are answered from the state reached.
             (S::Held { .. }, H::Grant | H::Position(Position::Released)) => {
-                (S::Owning, vec![X::Record(Record::Owner)])
+                (S::Owning(By::Grant), vec![X::Record(Record::Owner)])
             }
-            (S::Running(times), H::Grant | H::Position(Position::Released)) => {
-                (S::Running(times.clone()), vec![X::Send(H::Running(times))])
+            (S::Running(by, times), H::Grant | H::Position(Position::Released)) => {
+                (S::Running(by, times.clone()), vec![X::Send(H::Running(times))])
             }
-            (S::Running(times), H::Retired) => (S::Closing(times), vec![X::Record(Record::Closed)]),
-            (s @ S::Ended(None), H::Retired) => (s, vec![X::Send(H::Closed)]),
+            (S::Running(_, times), H::Retired) => (S::Closing(times), vec![X::Record(Record::Closed)]),
+            (S::Resuming(_), H::Retired) => {
+                (S::Closing(ResumeTimes::default()), vec![X::Record(Record::Closed)])
+            }
+            // An operator has declared this host dead, and the container is the source's again. Not
+            // after Retired: from then on the only copy is here.
+            (S::Resuming(_) | S::Running(..), H::Position(Position::TakenBack)) => yielding(overruled()),
+            // Also when what was here was given up after it had run, before the source was heard.
+            (s @ S::Ended(_), H::Retired) => (s, vec![X::Send(H::Closed)]),
             (s @ S::Ended(None), H::Grant) => (s, vec![X::Send(H::Running(ResumeTimes::default()))]),
 
             // Back, on the source's word.
@@ -380,7 +496,7 @@ impl State {
                 | S::Preparing { .. }
                 | S::Held { .. }
                 | S::Reclaiming,
-                H::Position(Position::Ended),
+                H::Position(Position::Ended | Position::TakenBack),
             ) => discard(gone()),
             // Nothing is held yet, so nothing is lost with it.
             (S::Receiving | S::Restoring, H::Position(Position::Unknown)) => discard(gone()),
@@ -406,14 +522,9 @@ impl State {
             S::Reserving(_) | S::Receiving | S::Restoring => discard(lost(why)),
             // PREPARED may be on disk: from here on the source must be asked.
             s @ (S::Preparing { .. } | S::Held { .. } | S::Reclaiming | S::Lost(_)) => (s, vec![Effect::Ask]),
-            // From OWNER on it is the source that comes back.
-            s @ (S::Idle
-            | S::Owning
-            | S::Resuming
-            | S::Running(_)
-            | S::Closing(_)
-            | S::Discarding(_)
-            | S::Ended(_)) => (s, vec![]),
+            // The source comes back by itself, unless an operator has decided there or here.
+            s @ (S::Owning(_) | S::Resuming(_) | S::Running(..)) => (s, vec![Effect::Ask]),
+            s @ (S::Idle | S::Closing(_) | S::Yielding(_) | S::Discarding(_) | S::Ended(_)) => (s, vec![]),
         }
     }
 
@@ -422,8 +533,9 @@ impl State {
             State::Held { restore_us } => {
                 (State::Held { restore_us }, vec![Effect::Send(Handoff::Prepared { restore_us })])
             }
-            State::Running(times) => {
-                (State::Running(times.clone()), vec![Effect::Send(Handoff::Running(times))])
+            State::Running(by, times) => {
+                let (state, word) = running(by, times);
+                (state, vec![word])
             }
             s => (s, vec![]),
         }
@@ -433,7 +545,8 @@ impl State {
     fn repeat(self) -> (State, Vec<Effect>) {
         let word = match &self {
             State::Held { restore_us } => Some(Handoff::Prepared { restore_us: *restore_us }),
-            State::Receiving | State::Restoring | State::Lost(_) => Some(Handoff::Query),
+            State::Receiving | State::Restoring | State::Lost(_) | State::Resuming(_) => Some(Handoff::Query),
+            State::Running(By::Operator, _) => Some(Handoff::Position(Position::Taken)),
             _ => None,
         };
         (self, word.map(Effect::Send).into_iter().collect())
@@ -443,6 +556,19 @@ impl State {
 /// The end of an offer for which nothing was made or written.
 fn untouched(failure: Failure, answer: Handoff) -> (State, Vec<Effect>) {
     (State::Ended(Some(failure.clone())), vec![Effect::Send(answer), Effect::Finish(Some(failure))])
+}
+
+/// It runs here, and what the source is told of it.
+fn running(by: By, times: ResumeTimes) -> (State, Effect) {
+    let word = match by {
+        By::Grant => Handoff::Running(times.clone()),
+        By::Operator => Handoff::Position(Position::Taken),
+    };
+    (State::Running(by, times), Effect::Send(word))
+}
+
+fn yielding(failure: Failure) -> (State, Vec<Effect>) {
+    (State::Yielding(failure), vec![Effect::Record(Record::Overruled)])
 }
 
 fn discard(failure: Failure) -> (State, Vec<Effect>) {
@@ -476,6 +602,16 @@ fn lost(why: &str) -> Failure {
 
 fn gone() -> Failure {
     Failure::new(Reason::Failed, Side::Destination, "the source has given this migration up")
+}
+
+fn overruled() -> Failure {
+    Failure::new(
+        Reason::Failed,
+        Side::Destination,
+        "an operator has declared this host dead, and the container runs at the source again",
+    )
+    .phase(Phase::Grant)
+    .hint("the source's history says who and when")
 }
 
 fn restarted() -> Failure {

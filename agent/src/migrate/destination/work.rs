@@ -8,7 +8,7 @@ use super::machine::Acceptance;
 use super::memory;
 use super::receive::{Receiving, images};
 use crate::context::Context;
-use crate::engine::RestoreHandle;
+use crate::engine::{ContainerState, RestoreHandle};
 use crate::memory::DIR_MODE;
 use crate::memory::receive::Received;
 use crate::memory::store::Store;
@@ -20,7 +20,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, OnceCell, watch};
+use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
 use tranship_proto::bulk::BulkContent;
 use tranship_proto::handoff::{Handoff, MemoryMode, Offer, ResumeTimes, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
@@ -33,6 +33,11 @@ const FIRST_PACKET: Duration = Duration::from_millis(1000);
 const RESUME_LIMIT: Duration = Duration::from_secs(30);
 /// How long the script of a held restore may take to find a restarted agent; it tries all the time.
 const FIND_HOLD: Duration = Duration::from_secs(5);
+/// Bulk streams under way at a time. Each may keep some megabytes waiting; a source needs fewer: its
+/// lanes, one for images, and one for files.
+const MAX_STREAMS: u32 = 16;
+/// The same when this agent has seen the hold die, and only its connection may have gone.
+const HOLD_BACK: Duration = Duration::from_millis(200);
 /// Room beyond the announced size, since files grow while they are copied.
 const GROWTH: u64 = 1 << 30;
 
@@ -64,6 +69,8 @@ pub struct Work {
     // Held by whatever makes things here; discarding waits for it.
     making: Mutex<()>,
     given_up: watch::Sender<bool>,
+    // A place for each bulk stream under way.
+    streams: Semaphore,
     // Made by an earlier agent: what is here may be more than this one knows of.
     recovered: bool,
 }
@@ -95,6 +102,7 @@ impl Work {
             hold: Mutex::new(None),
             making: Mutex::new(()),
             given_up: watch::Sender::new(false),
+            streams: Semaphore::new(MAX_STREAMS as usize),
             recovered: false,
         }
     }
@@ -138,8 +146,24 @@ impl Work {
             });
             let _ = work.room.set(Room { trees: Vec::new(), memory: None, ports, watch });
             work.ready.send_replace(Some(Ok(())));
+        } else {
+            let text = "an earlier agent has left nothing of the arrival";
+            let nothing = Failure::new(Reason::Failed, Side::Destination, text);
+            work.ready.send_replace(Some(Err(nothing)));
         }
         Ok(work)
+    }
+
+    /// Whether an earlier agent has let the container go and settled it: its arrival is over then, and
+    /// the container is there with this migration's epoch.
+    async fn settled_before(&self) -> bool {
+        if !self.recovered || self.accepted.get().is_some() {
+            return false;
+        }
+        let found = self.ctx.engine.inspect(&self.offer.container).await;
+        found.is_ok_and(|(container, summary)| {
+            container.epoch == self.epoch && summary.state != ContainerState::Arriving
+        })
     }
 
     /// Finds the hold of an earlier agent again, or makes it again from the images kept. Nothing has
@@ -155,7 +179,9 @@ impl Work {
             return Ok(0);
         }
         let mut handle = self.ctx.engine.resume_hold(&accepted.arrival).await.map_err(engine)?;
-        if !filled || handle.held(FIND_HOLD).await.is_err() {
+        // One that has died under this agent's eyes does not come back.
+        let wait = if self.recovered { FIND_HOLD } else { HOLD_BACK };
+        if !filled || handle.held(wait).await.is_err() {
             handle = self.restore_again(accepted).await?;
         }
         *slot = Some(handle);
@@ -182,6 +208,26 @@ impl Work {
         let limit = Duration::from_secs(self.ctx.config.limits.phase_timeout_s);
         handle.held(limit).await.map_err(engine)?;
         Ok(handle)
+    }
+
+    /// Whether the restore is held at this moment.
+    pub async fn holds(&self) -> bool {
+        self.handle.lock().await.as_ref().is_some_and(RestoreHandle::connected)
+    }
+
+    /// Waits until a restore that is held dies without having been told anything, or loses its memory;
+    /// `None` when it is told.
+    pub async fn hold_lost(&self) -> Option<Failure> {
+        let hold = self.handle.lock().await.as_ref().map(RestoreHandle::hold)?;
+        let image_dir = self.image_dir();
+        tokio::select! {
+            Some(lost) = memory::hold_lost(&self.ctx, &self.offer.container, &image_dir) => Some(lost),
+            lost = hold.lost() => lost.then(|| {
+                let text = format!("the held restore of container {} has died", self.offer.container);
+                Failure::new(Reason::Failed, Side::Destination, text)
+                    .hint("the log of the destination says more; was it killed, or is the host out of memory?")
+            }),
+        }
     }
 
     fn image_dir(&self) -> PathBuf {
@@ -298,9 +344,13 @@ impl Work {
         content: BulkContent,
         recv: RecvStream,
     ) -> Result<Option<Handoff>, Failure> {
+        let _place = self.streams.try_acquire().map_err(|_| {
+            let text = format!("more than {MAX_STREAMS} bulk streams at a time");
+            Failure::new(Reason::Failed, Side::Destination, text)
+        })?;
         let room = self.room().await?;
-        let mut given_up = self.given_up.subscribe();
-        let take = async {
+        // Readers end by themselves when this is given up; discarding waits for them.
+        let taken = async {
             match content {
                 BulkContent::Tree { index, pass } => {
                     let tree = room.trees.get(usize::from(index)).ok_or_else(|| {
@@ -310,11 +360,11 @@ impl Work {
                             format!("files for tree {index}, which was not offered"),
                         )
                     })?;
-                    tree.pass(pass, recv).await?;
+                    tree.pass(pass, recv, self.given_up.subscribe()).await?;
                     Ok(Some(Handoff::PassDone { index, pass }))
                 }
                 BulkContent::Pages { round, lane, lanes } => match &room.memory {
-                    Some(store) => memory::lane(store.clone(), (round, lane, lanes), recv).await,
+                    Some(store) => memory::lane(store.clone(), (round, lane, lanes), recv, self.given_up.subscribe()).await,
                     None => Err(Failure::new(
                         Reason::Failed,
                         Side::Destination,
@@ -323,16 +373,14 @@ impl Work {
                 },
                 BulkContent::Images => {
                     let limit = self.accepted()?.image_bytes;
-                    let received = images(recv, self.image_dir(), limit).await?;
+                    let received = images(recv, self.image_dir(), limit, self.given_up.subscribe()).await?;
                     self.received.send_replace(Some(received));
                     Ok(None)
                 }
             }
-        };
-        tokio::select! {
-            result = take => result,
-            _ = given_up.wait_for(|g| *g) => Ok(None),
         }
+        .await;
+        if *self.given_up.borrow() { Ok(None) } else { taken }
     }
 
     /// Verifies that everything came, and restores up to the hold. Microseconds from call to held.
@@ -404,17 +452,15 @@ impl Work {
         memory::seal(room.memory.as_ref(), totals.memory, self.image_dir()).await
     }
 
-    /// Returns with a failure when the hold is lost because the memory of what is held is, and with
-    /// nothing when it is let go.
-    pub async fn hold_lost(&self) -> Option<Failure> {
-        memory::hold_lost(&self.ctx, &self.offer.container, &self.image_dir()).await
-    }
-
     /// The container is this host's: opens the gate, lets it go, announces it.
     pub async fn resume(&self) -> Result<ResumeTimes, Failure> {
         let start = Instant::now();
         let since = |from: Instant| u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX);
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
+        if self.settled_before().await {
+            self.clean().map_err(|e| failed("remove the images", &e, None))?;
+            return Ok(ResumeTimes::default());
+        }
         let room = self.room().await?;
         let accepted = self.accepted()?;
         if let Some(watch) = &room.watch {
@@ -490,6 +536,8 @@ impl Work {
     pub async fn discard(&self) -> Result<Option<Failure>, Failure> {
         self.given_up.send_replace(true);
         let _making = self.making.lock().await;
+        // What still receives would make again what is removed here.
+        let _all = self.streams.acquire_many(MAX_STREAMS).await;
         let mut trouble: Vec<String> = Vec::new();
         if let Some(hold) = self.hold.lock().await.take() {
             hold.discard().await;
@@ -505,6 +553,24 @@ impl Work {
             trouble.extend(left.map(|f| f.message));
         }
         Ok(told(&trouble))
+    }
+
+    /// Ends the copy that is or was this host's container: shuts its gate, kills it, removes it.
+    ///
+    /// `Ok` with what could not be tidied up; `Err` when the copy may not be dead.
+    pub async fn yield_up(&self) -> Result<Option<Failure>, Failure> {
+        let name = &self.offer.container;
+        let network =
+            |e: network::NetworkError| failed("shut the gate of the container's links", &e, e.hint());
+        let ports = network::ports_in_use(name).await.map_err(network)?;
+        // Not before a resume that is under way.
+        let resuming = self.handle.lock().await;
+        network::fence(&ports).await.map_err(network)?;
+        // What has settled here. A copy that came back later has a newer epoch and stays.
+        let retired = self.ctx.engine.retire(name, self.epoch.next()).await;
+        retired.map_err(|e| engine_failure(&e, Side::Destination))?;
+        drop(resuming);
+        self.discard().await
     }
 }
 

@@ -9,24 +9,29 @@ use super::work::{Step, Work};
 use crate::context::Context;
 use crate::faults::Action;
 use crate::journal::{Ownership, Record, now_ms};
+use crate::migrate::doubt;
 use crate::migrate::events::EventLog;
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
 use crate::migrate::progress::Progress;
 use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
 use std::collections::VecDeque;
+use std::mem::Discriminant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tranship_proto::handoff::{Handoff, ResumeTimes};
+use tranship_proto::ids::{HostName, MigrationId};
 use tranship_proto::status::{
-    EventBody, Failure, MigrationStatus, Phase, Progressing, Reason, Side, Summary,
+    EventBody, Failure, MigrationStatus, Phase, Progressing, Reason, Resolution, Side, Summary,
 };
 
 /// How often a grant, or the word that the source is clean, is repeated.
 const REPEAT: Duration = Duration::from_secs(1);
 /// How long the destination may take to clean up after a failure before the failure is told.
 const CLEAN: Duration = Duration::from_secs(10);
+/// How long the destination may take to answer before an operator is believed that it is dead.
+const ANSWER: Duration = Duration::from_secs(5);
 /// What the stage step gets beyond the operator's time, to end by itself.
 const STAGE_GRACE: Duration = Duration::from_secs(10);
 /// How often progress is told.
@@ -35,6 +40,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// What reaches a source driver from outside.
 #[derive(Debug)]
 pub enum Input {
+    /// The first event: [`Event::Start`] or [`Event::Restarted`].
+    Begin(Event),
     /// A word over the link.
     Link(LinkEvent),
     /// A step ended.
@@ -42,9 +49,13 @@ pub enum Input {
     /// There is a connection again.
     Reconnected(Connection),
     /// The pause before an effect's next try is over.
-    Again(Box<Effect>),
+    Again(Discriminant<State>, Box<Effect>),
     /// Somebody asks to cancel; answered when it is clear.
     Cancel(oneshot::Sender<Result<(), Failure>>),
+    /// An operator says that the destination's host is dead; answered when that is on disk or refused.
+    Resolve(Verdict),
+    /// What a try to reach the destination gave, before the operator is believed.
+    Tried(Verdict, Option<Connection>),
     /// The destination connected by itself, to ask.
     Attach {
         /// The connection.
@@ -56,6 +67,15 @@ pub enum Input {
         /// The first message.
         first: Handoff,
     },
+}
+
+/// An operator's decision on its way.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Who, as [`Resolution::by`].
+    pub by: String,
+    /// The answer.
+    pub reply: oneshot::Sender<Result<(), Failure>>,
 }
 
 /// The driver of one migration at its source.
@@ -73,12 +93,15 @@ pub struct Driver {
     log: EventLog,
     status: watch::Sender<MigrationStatus>,
     cancels: Vec<oneshot::Sender<Result<(), Failure>>>,
+    deciding: Option<oneshot::Sender<Result<(), Failure>>>,
     phase: Option<(Phase, Instant)>,
     deadline: Option<Instant>,
     stage_limit: Duration,
     repeated: Instant,
     reconnecting: bool,
     doubt: Option<Failure>,
+    // The journal says that it is in doubt, and since when.
+    doubt_kept: bool,
     progress: Progress,
     summary: Summary,
     started: Instant,
@@ -109,6 +132,7 @@ impl Driver {
             }
         });
         let progress = Progress::new(work.meter.clone());
+        let doubt_kept = status.borrow().state == Progressing::InDoubt;
         let stage_limit = Duration::from_secs(work.options().timeout_s.unwrap_or(0).into());
         Self {
             ctx,
@@ -124,12 +148,14 @@ impl Driver {
             log,
             status,
             cancels: Vec::new(),
+            deciding: None,
             phase: None,
             deadline: None,
             stage_limit,
             repeated: Instant::now(),
             reconnecting: false,
             doubt: None,
+            doubt_kept,
             progress,
             summary: Summary::default(),
             started: Instant::now(),
@@ -139,9 +165,9 @@ impl Driver {
         }
     }
 
-    /// Runs to the end. `first` is [`Event::Start`] or [`Event::Restarted`].
-    pub async fn run(mut self, first: Event) {
-        self.events.push_back(first);
+    /// Runs to the end. `first` is [`Input::Begin`], or what made it necessary to begin again.
+    pub async fn run(mut self, first: Input) {
+        self.take(first).await;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -158,6 +184,7 @@ impl Driver {
                     self.tell_progress();
                     if self.repeated.elapsed() >= REPEAT {
                         self.repeated = Instant::now();
+                        self.keep_doubt().await;
                         self.events.push_back(Event::Repeat);
                     }
                     continue;
@@ -200,6 +227,7 @@ impl Driver {
 
     async fn take(&mut self, input: Input) {
         match input {
+            Input::Begin(event) => self.events.push_back(event),
             Input::Link(LinkEvent { generation, what }) => {
                 if self.link.as_ref().is_none_or(|l| l.generation != generation) {
                     return;
@@ -237,7 +265,13 @@ impl Driver {
                     self.perform(effect).await;
                 }
             }
-            Input::Again(effect) => self.perform(*effect).await,
+            // What was to be tried again belongs to the state that it failed in.
+            Input::Again(state, effect) if state == std::mem::discriminant(&self.state) => {
+                self.perform(*effect).await
+            }
+            Input::Again(..) => {}
+            Input::Resolve(verdict) => self.hear_out(verdict),
+            Input::Tried(verdict, connection) => self.decide(verdict, connection).await,
             Input::Reconnected(connection) => {
                 self.reconnecting = false;
                 self.link_over(connection, Handoff::Query).await;
@@ -287,10 +321,10 @@ impl Driver {
             }
             Effect::Reconnect => self.reconnect(),
             Effect::Again(effect) => {
-                let own = self.own.clone();
+                let (own, state) = (self.own.clone(), std::mem::discriminant(&self.state));
                 tokio::spawn(async move {
                     tokio::time::sleep(REPEAT).await;
-                    let _ = own.send(Input::Again(effect)).await;
+                    let _ = own.send(Input::Again(state, effect)).await;
                 });
             }
             Effect::Enter(phase) => self.enter(phase),
@@ -298,7 +332,15 @@ impl Driver {
                 tracing::error!(%failure, "in doubt");
                 self.doubt = Some(failure);
             }
-            Effect::TooLate => self.answer_cancels(&Err(self.too_late())),
+            Effect::TooLate => {
+                let late = self.too_late().await;
+                self.answer_cancels(&Err(late));
+            }
+            Effect::Decided => {
+                if let Some(reply) = self.deciding.take() {
+                    let _ = reply.send(Ok(()));
+                }
+            }
             Effect::Finish(failure) => self.finish(failure).await,
         }
     }
@@ -341,20 +383,32 @@ impl Driver {
         }
         let (id, epoch) = self.ids();
         let status = self.status.borrow().clone();
+        let own = |epoch, host: &HostName| {
+            Some(Ownership { container: status.container.clone(), epoch, owner: host.clone() })
+        };
         let owner = match record {
-            Record::Released => {
-                Some(Ownership { container: status.container, epoch, owner: status.destination })
-            }
-            Record::Revoked => Some(Ownership { container: status.container, epoch, owner: status.source }),
+            Record::Released | Record::Retired => own(epoch, &status.destination),
+            // Spent, so that the next migration of the container does not propose it again.
+            Record::Revoked | Record::RolledBack => own(epoch, &status.source),
+            // Newer than what the destination may have become the owner with.
+            Record::Overruled => own(epoch.next(), &status.source),
             _ => None,
         };
-        let event = match self.ctx.journal.record(id, Side::Source, record, owner).await {
+        let written = if record == Record::Overruled {
+            self.ctx.journal.decide(status, record, owner).await
+        } else {
+            self.ctx.journal.record(id, Side::Source, record, owner).await
+        };
+        let event = match written {
             Ok(()) => Event::Recorded(record),
             Err(e) => {
                 let text = format!("cannot write {} to the journal: {e}", record.as_str());
                 let f = Failure::new(Reason::Internal, Side::Source, text).hint(
                     "look at the disk under state_dir; then restart transhipd, which reads the journal anew",
                 );
+                if let Some(reply) = self.deciding.take().filter(|_| record == Record::Overruled) {
+                    let _ = reply.send(Err(f.clone()));
+                }
                 Event::RecordFailed(record, f)
             }
         };
@@ -378,7 +432,7 @@ impl Driver {
     }
 
     fn reconnect(&mut self) {
-        if std::mem::replace(&mut self.reconnecting, true) {
+        if self.link.is_some() || std::mem::replace(&mut self.reconnecting, true) {
             return;
         }
         let (ctx, own) = (self.ctx.clone(), self.own.clone());
@@ -397,6 +451,62 @@ impl Driver {
                 wait = (wait * 2).min(Duration::from_secs(2));
             }
         });
+    }
+
+    /// Believes an operator only after a try of its own to reach the destination.
+    fn hear_out(&mut self, verdict: Verdict) {
+        let s = self.status.borrow().clone();
+        if let Err(no) = self.state.may_be_overruled() {
+            let _ = verdict.reply.send(Err(no));
+            return;
+        }
+        if self.link.is_some() {
+            let _ = verdict.reply.send(Err(doubt::answers(&s.destination, Side::Source, s.migration)));
+            return;
+        }
+        let (ctx, own) = (self.ctx.clone(), self.own.clone());
+        tokio::spawn(async move {
+            let tried = tokio::time::timeout(ANSWER, ctx.connect(&s.destination)).await;
+            let _ = own.send(Input::Tried(verdict, tried.ok().and_then(Result::ok))).await;
+        });
+    }
+
+    async fn decide(&mut self, verdict: Verdict, connection: Option<Connection>) {
+        let s = self.status.borrow().clone();
+        let answered = connection.is_some() || self.link.is_some();
+        if let Some(connection) = connection.filter(|_| self.link.is_none()) {
+            self.link_over(connection, Handoff::Query).await;
+            self.events.push_back(Event::LinkUp);
+        }
+        if let Err(no) = self.state.may_be_overruled() {
+            let _ = verdict.reply.send(Err(no));
+        } else if answered || self.deciding.is_some() {
+            let _ = verdict.reply.send(Err(doubt::answers(&s.destination, Side::Source, s.migration)));
+        } else {
+            let by = verdict.by;
+            tracing::warn!(by, dead = %s.destination, "an operator has decided: the container runs here");
+            let text = format!(
+                "{} was declared dead by {by}; the container runs at {} again, from where it was frozen",
+                s.destination, s.source
+            );
+            let resolution = Resolution { run_at: Side::Source, by, at_unix_ms: now_ms() };
+            self.status.send_modify(|s| s.resolution = Some(resolution));
+            self.deciding = Some(verdict.reply);
+            self.events.push_back(Event::Resolved(Failure::new(Reason::Failed, Side::Destination, text)));
+        }
+    }
+
+    /// Writes down that it is in doubt, or is not any more, so that "since when" outlives this agent.
+    async fn keep_doubt(&mut self) {
+        let status = self.status.borrow().clone();
+        let in_doubt = status.state == Progressing::InDoubt;
+        if self.done || in_doubt == self.doubt_kept {
+            return;
+        }
+        match self.ctx.journal.update(status).await {
+            Ok(()) => self.doubt_kept = in_doubt,
+            Err(e) => tracing::warn!(error = %e, "the journal does not say since when it is in doubt"),
+        }
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -457,10 +567,8 @@ impl Driver {
         (s.migration, s.epoch)
     }
 
-    fn too_late(&self) -> Failure {
-        let at = jiff::Timestamp::from_millisecond(self.status.borrow().updated_unix_ms).unwrap_or_default();
-        Failure::new(Reason::TooLate, Side::Source, format!("too late: committed at {at:.3}"))
-            .hint("the container is the destination's; migrate it back instead")
+    async fn too_late(&self) -> Failure {
+        too_late(&self.ctx, self.ids().0).await
     }
 
     fn answer_cancels(&mut self, answer: &Result<(), Failure>) {
@@ -471,21 +579,29 @@ impl Driver {
 
     /// Makes the status that others see agree with the state.
     fn publish(&mut self) {
-        let lost = self.link.is_none();
+        if self.done {
+            return;
+        }
+        let lost = matches!(self.state, State::Granting) && self.link.is_none();
+        let doubt = match &self.doubt {
+            None if lost => Some(doubt::unconfirmed(&self.status.borrow())),
+            doubt => doubt.clone(),
+        };
         let state = match &self.state {
-            _ if self.doubt.is_some() => Progressing::InDoubt,
-            State::Granting if lost => Progressing::InDoubt,
+            _ if doubt.is_some() => Progressing::InDoubt,
+            State::TakingBack(_) => Progressing::Committed,
             s if s.committed() => Progressing::Committed,
             _ => Progressing::Running,
         };
         let phase = self.phase.as_ref().map_or(self.state.phase(), |p| p.0);
         self.status.send_if_modified(|s| {
-            let changed = (s.state, s.phase) != (state, phase) || s.failure != self.doubt;
-            if changed && !self.done {
-                (s.state, s.phase, s.updated_unix_ms) = (state, phase, now_ms());
-                s.failure.clone_from(&self.doubt);
+            let changed = (s.state, s.phase, &s.failure) != (state, phase, &doubt);
+            if s.state != state {
+                s.updated_unix_ms = now_ms();
             }
-            changed && !self.done
+            (s.state, s.phase) = (state, phase);
+            s.failure.clone_from(&doubt);
+            changed
         });
     }
 
@@ -502,6 +618,7 @@ impl Driver {
                 Err(_) => return Some("the destination has not said yet that it is clean"),
                 Ok(None) => return None,
                 Ok(Some(Input::Link(LinkEvent { what: LinkWord::Message(Handoff::Aborted), .. }))) => {
+                    self.clean = true;
                     return None;
                 }
                 Ok(Some(Input::Link(LinkEvent { what: LinkWord::Lost(_), .. }))) => {
@@ -513,12 +630,24 @@ impl Driver {
         }
     }
 
+    /// From here on no word of the destination's ends the copy here.
+    async fn note_renounced(&self) {
+        let id = self.ids().0;
+        if let Err(e) = self.ctx.journal.record(id, Side::Source, Record::Renounced, None).await {
+            tracing::warn!(error = %e, "the journal does not say that the destination is clean");
+        }
+    }
+
     async fn finish(&mut self, mut failure: Option<Failure>) {
         self.leave_phase();
-        if let Some(f) = failure.as_mut().filter(|f| f.reason != Reason::InDoubt)
-            && let Some(note) = self.wait_clean().await
-        {
-            f.message = format!("{}; {note}", f.message);
+        // A destination that was declared dead is not waited for.
+        let waited_for = matches!(self.state, State::Ended(_));
+        if let Some(f) = failure.as_mut().filter(|f| waited_for && f.reason != Reason::InDoubt) {
+            match self.wait_clean().await {
+                Some(note) => f.message = format!("{}; {note}", f.message),
+                None if self.clean => self.note_renounced().await,
+                None => {}
+            }
         }
         self.summary.total_us = as_us(self.started.elapsed());
         self.progress.totals(&mut self.summary);
@@ -531,7 +660,7 @@ impl Driver {
                 status.failure = None;
                 status.summary = Some(self.summary.clone());
                 tracing::info!(total_us = self.summary.total_us, frozen_us = self.summary.frozen_us, blackout_us = ?self.summary.blackout_us, bytes_sent = self.summary.bytes_sent, "migrated");
-                (EventBody::Done { summary: self.summary.clone() }, Err(self.too_late()))
+                (EventBody::Done { summary: self.summary.clone() }, Err(self.too_late().await))
             }
             Some(f) => {
                 status.state = match f.reason {
@@ -559,6 +688,18 @@ impl Driver {
             drop(link);
         }
     }
+}
+
+/// The answer to a cancel that comes after RELEASED, with the time of that record.
+pub(crate) async fn too_late(ctx: &Context, id: MigrationId) -> Failure {
+    let at = ctx.journal.recorded_at(id, Side::Source, Record::Released).await.ok().flatten();
+    let text = match at.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) {
+        Some(at) => format!("too late: committed at {at:.3}"),
+        None => "too late: committed".to_owned(),
+    };
+    Failure::new(Reason::TooLate, Side::Source, text)
+        .phase(Phase::Commit)
+        .hint("the container is the destination's; migrate it back instead")
 }
 
 /// Runs a step between its two fault points.

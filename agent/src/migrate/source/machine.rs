@@ -8,6 +8,9 @@
 //!     \______________________\_______________________/            |
 //!                          RollingBack <--------------------------+ REVOKED is on disk
 //!                            Ended
+//!
+//! By an operator: Granting -> Overruling -> TakingBack -> TakenBack   (the destination's host is dead)
+//!                 Ended, rolled back -> Retiring                      (this host was declared dead)
 //! ```
 //!
 //! | State | Container | Last record | Asked where it is | Waits for, and what happens if that does not come |
@@ -23,6 +26,9 @@
 //! | Retiring | goes | RELEASED | released | the step, then the record, tried until done |
 //! | Closing | gone | RETIRED | released | Closed; Retired is repeated, for ever |
 //! | Settling | gone | RETIRED, CLOSED | released | the record, tried until written |
+//! | Overruling | frozen | RELEASED, OVERRULED | before commit | the record, tried until written |
+//! | TakingBack | thaws | OVERRULED, TAKEN_BACK | taken back | the step, then the record, tried until done |
+//! | TakenBack | runs | TAKEN_BACK | taken back | nothing; a destination that is back is told |
 //! | Stopping | as it was | as it was | ended | the running step's end |
 //! | RollingBack | thaws | ..., ROLLED_BACK | ended | the step, then the record, tried until done |
 //! | Ended | | CLOSED, ROLLED_BACK | released, ended | nothing; repeats are answered |
@@ -38,6 +44,11 @@
 //! * `Effect::Retire` follows only the destination's word that it runs.
 //! * A migration ends only when its last record is on disk. A forgotten one would be undone again
 //!   at the next start of the agent, when the container may be in other hands.
+//! * An operator's word that the destination's host is dead opens a third way back, from Granting
+//!   alone, and only with `Record::Overruled` on disk. A destination that comes back later, owner
+//!   or not, is told and destroys what it has.
+//! * An operator's word at the destination that *this* host is dead ([`Position::Taken`]) ends a copy
+//!   here, whether it was released or rolled back. [`yields`] says when it is to be believed.
 //! * A cancel is a request: honoured before the commit, answered "too late" after it, and answered
 //!   when that is known while RELEASED is being written.
 //!
@@ -74,6 +85,12 @@ pub enum State {
     Settling,
     /// Waiting for a running step to stop before going back.
     Stopping(Failure),
+    /// An operator has declared the destination's host dead: OVERRULED is being flushed.
+    Overruling(Failure),
+    /// OVERRULED is on disk: going back, then flushing TAKEN_BACK.
+    TakingBack(Failure),
+    /// By the operator's decision the container runs here. Nothing more to do.
+    TakenBack(Failure),
     /// Going back, then flushing ROLLED_BACK.
     RollingBack(Failure),
     /// Nothing more to do. `None`: the container is the destination's.
@@ -105,6 +122,9 @@ pub enum Event {
     LinkUp,
     /// Somebody asks to cancel.
     Cancel,
+    /// An operator says, while nothing is heard of the destination, that its host is dead; in words
+    /// for the history.
+    Resolved(Failure),
     /// The phase took too long.
     Deadline,
     /// A second or so has passed: time to say again what may have been lost.
@@ -139,7 +159,7 @@ pub enum Effect {
     Undo,
     /// Kill the frozen copy while fenced, remove it => `StepDone` or `StepFailed`. May be repeated.
     Retire,
-    /// Keep trying to connect => `LinkUp`. Asking twice is asking once.
+    /// Keep trying to connect, unless there is a connection => `LinkUp`. Asking twice is asking once.
     Reconnect,
     /// The same effect once more, after a pause of a second or so.
     Again(Box<Effect>),
@@ -149,6 +169,8 @@ pub enum Effect {
     Doubt(Failure),
     /// Answer every cancel that waits with "too late".
     TooLate,
+    /// The decision is on disk: whoever asked for it may be answered.
+    Decided,
     /// Done: report, answer the cancels that wait, free what is held in memory.
     Finish(Option<Failure>),
 }
@@ -175,7 +197,9 @@ impl State {
             State::Copying => Phase::Copy,
             State::Preparing(_) => Phase::Prepare,
             State::Committing | State::Revoking(_) => Phase::Commit,
-            State::Granting => Phase::Grant,
+            State::Granting | State::Overruling(_) | State::TakingBack(_) | State::TakenBack(_) => {
+                Phase::Grant
+            }
             State::Retiring(_) | State::Closing | State::Settling | State::Ended(None) => Phase::Retire,
             State::Stopping(f) | State::RollingBack(f) | State::Ended(Some(f)) => {
                 f.phase.unwrap_or(Phase::Reserve)
@@ -185,7 +209,38 @@ impl State {
 
     /// Whether RELEASED may be the last word on disk.
     pub fn committed(&self) -> bool {
-        matches!(self, State::Committing | State::Revoking(_)) || self.released()
+        matches!(self, State::Committing | State::Revoking(_) | State::Overruling(_)) || self.released()
+    }
+
+    /// Whether nothing is left to do here: no driver is needed to answer for it.
+    pub fn ended(&self) -> bool {
+        matches!(self, State::Ended(_) | State::TakenBack(_))
+    }
+
+    /// Whether an operator's word may settle it now.
+    ///
+    /// # Errors
+    /// Why not, and what to do instead.
+    pub fn may_be_overruled(&self) -> Result<(), Failure> {
+        let no = |reason, text: &str, hint: &str| {
+            Err(Failure::new(reason, Side::Source, text).phase(self.phase()).hint(hint))
+        };
+        match self {
+            State::Granting => Ok(()),
+            State::Overruling(_) | State::TakingBack(_) | State::TakenBack(_) => {
+                no(Reason::BadRequest, "this was decided already", "`tranship history` says by whom")
+            }
+            State::Retiring(_) | State::Closing | State::Settling | State::Ended(None) => no(
+                Reason::BadRequest,
+                "the destination has said that it runs the container; nothing is in doubt",
+                "look at the container at the destination",
+            ),
+            _ => no(
+                Reason::BadRequest,
+                "nothing is in doubt: the migration is not committed, and goes back by itself",
+                "wait for it, or `tranship cancel` it",
+            ),
+        }
     }
 
     /// Whether RELEASED is on disk, and stands.
@@ -200,6 +255,7 @@ impl State {
     pub fn position(&self) -> Position {
         match self {
             State::Ended(Some(_)) | State::RollingBack(_) | State::Stopping(_) => Position::Ended,
+            State::TakingBack(_) | State::TakenBack(_) => Position::TakenBack,
             s if s.released() => Position::Released,
             // While RELEASED or REVOKED is being written the answer is "ask again".
             _ => Position::BeforeCommit,
@@ -208,14 +264,16 @@ impl State {
 
     /// The state in which an agent finds a migration whose last record is `record`.
     ///
-    /// It is to be stepped with [`Event::Restarted`], unless it is [`State::Ended`]: then it only
+    /// It is to be stepped with [`Event::Restarted`], unless it has [ended](State::ended): then it only
     /// answers what late messages ask.
     pub fn recovered(record: Record) -> State {
         match record {
+            Record::Overruled => State::TakingBack(taken_back()),
+            Record::TakenBack => State::TakenBack(taken_back()),
             Record::Released => State::Granting,
             Record::Retired => State::Closing,
             Record::Closed => State::Ended(None),
-            Record::RolledBack => State::Ended(Some(restarted(Phase::Reserve))),
+            Record::RolledBack | Record::Renounced => State::Ended(Some(restarted(Phase::Reserve))),
             Record::Frozen | Record::Revoked => State::Freezing,
             _ => State::Reserving,
         }
@@ -224,7 +282,7 @@ impl State {
     /// What a migration that no driver has (any more) answers to a word of the destination's: the last
     /// words again when it has ended, else only where it is.
     pub fn answers(self, message: Handoff) -> Vec<Handoff> {
-        if !matches!(self, State::Ended(_)) && message != Handoff::Query {
+        if !self.ended() && message != Handoff::Query {
             return Vec::new();
         }
         let (_, effects) = self.heard(message);
@@ -295,6 +353,33 @@ impl State {
                 (s, vec![X::Doubt(doubt), X::Again(Box::new(X::Record(record)))])
             }
 
+            // Out of it by an operator's word: only with OVERRULED on disk behind RELEASED.
+            (S::Granting, E::Resolved(f)) => {
+                (S::Overruling(f.phase(Phase::Grant)), vec![X::Record(Record::Overruled)])
+            }
+            (s, E::Resolved(_)) => (s, vec![]),
+            (S::Overruling(f), E::Recorded(Record::Overruled)) => {
+                (S::TakingBack(f), vec![X::Decided, X::Undo])
+            }
+            (s @ S::Overruling(_), E::RecordFailed(record @ Record::Overruled, why)) => {
+                let doubt = Failure { reason: Reason::InDoubt, ..why }.phase(Phase::Grant);
+                (s, vec![X::Doubt(doubt), X::Again(Box::new(X::Record(record)))])
+            }
+            (S::TakingBack(f), E::Restarted) => (S::TakingBack(f), vec![X::Undo]),
+            (S::TakingBack(f), E::Undone(trouble)) => {
+                (S::TakingBack(with_trouble(f, trouble)), vec![X::Record(Record::TakenBack)])
+            }
+            (s @ S::TakingBack(_), E::UndoFailed(why)) => {
+                let doubt = Failure { reason: Reason::InDoubt, ..why }.phase(Phase::Grant);
+                (s, vec![X::Doubt(doubt), X::Again(Box::new(X::Undo))])
+            }
+            (S::TakingBack(f), E::Recorded(Record::TakenBack)) => {
+                (S::TakenBack(f.clone()), vec![X::Finish(Some(f))])
+            }
+            (s @ S::TakingBack(_), E::RecordFailed(record @ Record::TakenBack, _)) => {
+                (s, again(X::Record(record)))
+            }
+
             // Back.
             (s @ (S::Reserving | S::Staging | S::Freezing | S::Copying), E::StepFailed(f)) => {
                 let phase = s.phase();
@@ -333,7 +418,7 @@ impl State {
                 s @ S::RollingBack(_),
                 E::StepDone | E::StepFailed(_) | E::Recorded(_) | E::RecordFailed(..),
             ) => (s, vec![]),
-            (s @ S::Ended(_), _) => (s, vec![]),
+            (s @ (S::Ended(_) | S::TakenBack(_)), _) => (s, vec![]),
             (s, e) => {
                 return Err(Illegal { state: format!("{s:?}"), event: format!("{e:?}") });
             }
@@ -379,6 +464,18 @@ impl State {
             (S::Granting, H::Prepared { .. } | H::Position(Position::Held)) => {
                 (S::Granting, vec![X::Send(H::Grant)])
             }
+            // There it runs because an operator said that this host was dead. What is here has no owner
+            // any more, whether it was released or had gone back.
+            (S::Granting | S::Ended(Some(_)), H::Position(Position::Taken)) => {
+                (S::Retiring(ResumeTimes::default()), vec![X::Enter(Phase::Retire), X::Retire, X::Reconnect])
+            }
+            // Both were declared dead, one after the other. This one's decision is the later: the other
+            // side's copy can only have been started while this host was away.
+            (
+                s @ (S::TakingBack(_) | S::TakenBack(_)),
+                H::Position(Position::Taken) | H::Prepared { .. } | H::Running(_),
+            ) => (s, vec![X::Send(H::Position(Position::TakenBack))]),
+
             // A destination that has forgotten has closed: it said before that it runs.
             (S::Closing, H::Closed | H::Position(Position::Unknown)) => {
                 (S::Settling, vec![X::Record(Record::Closed)])
@@ -402,9 +499,14 @@ impl State {
             }
             s @ (S::Staging | S::Freezing | S::Copying) => stop(s, link_lost(why)),
             s @ (S::Committing | S::Granting | S::Retiring(_) | S::Closing) => (s, vec![Effect::Reconnect]),
-            s @ (S::Revoking(_) | S::Settling | S::Stopping(_) | S::RollingBack(_) | S::Ended(_)) => {
-                (s, vec![])
-            }
+            s @ (S::Revoking(_)
+            | S::Settling
+            | S::Stopping(_)
+            | S::RollingBack(_)
+            | S::Overruling(_)
+            | S::TakingBack(_)
+            | S::TakenBack(_)
+            | S::Ended(_)) => (s, vec![]),
         }
     }
 
@@ -417,6 +519,7 @@ impl State {
             }
             s @ (S::Staging | S::Freezing | S::Copying) => stop(s, cancelled()),
             s if s.released() => (s, vec![Effect::TooLate]),
+            s @ (S::Overruling(_) | S::TakingBack(_) | S::TakenBack(_)) => (s, vec![Effect::TooLate]),
             // Answered when it is clear, or by the end that is under way.
             s => (s, vec![]),
         }
@@ -484,6 +587,25 @@ fn with_trouble(mut failure: Failure, trouble: Option<Failure>) -> Failure {
         failure.hint = failure.hint.or(second.hint);
     }
     failure
+}
+
+/// Whether a migration that was rolled back here, by its `records`, may be ended by the destination's
+/// word that an operator let it run there.
+///
+/// The destination can have been held only when the container was frozen for it, and it will never
+/// run once it has renounced. Outside of this a hostile host could have a container removed that it
+/// was offered once.
+pub fn yields(records: &[Record]) -> bool {
+    records.contains(&Record::Frozen) && !records.contains(&Record::Renounced)
+}
+
+fn taken_back() -> Failure {
+    Failure::new(
+        Reason::Failed,
+        Side::Destination,
+        "the destination was declared dead; the container runs at the source again",
+    )
+    .phase(Phase::Grant)
 }
 
 fn cancelled() -> Failure {

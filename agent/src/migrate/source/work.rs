@@ -553,6 +553,10 @@ impl Work {
             tracing::warn!(failure = %f, "the dump ended badly after its images were there");
         }
         self.trees.clear();
+        // It is, but for a copy that had gone back and that an operator's decision ends.
+        network::fence(&self.ports)
+            .await
+            .map_err(|e| failed("fence the addresses", &e, e.hint().map(str::to_owned)))?;
         self.ctx.engine.retire(&name, self.epoch).await.map_err(|e| engine_failure(&e, Side::Source))?;
         self.unwatch().await;
         self.forget().map_err(|e| engine_failure(&e, Side::Source))?;
