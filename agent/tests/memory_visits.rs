@@ -1,6 +1,9 @@
 //! Visits to processes that notice everything: the calls that a visit interrupts go on with what is
 //! left of their time, registers, signals and descriptors stay as they were, filters are not asked.
 
+// Helpers outside of `#[test]` functions: a broken set-up is a failed test.
+#![allow(clippy::unwrap_used)]
+
 use nix::libc;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
