@@ -108,7 +108,7 @@ const DAMAGES: &[Damage] = &[
     ("its log is deleted", false, |dir| fs::remove_file(dir.join("journal.db-wal")).unwrap()),
     ("its log is cut by a little", false, |dir| shorten(&dir.join("journal.db-wal"), 0.99)),
     ("its log is cut to nothing", false, |dir| shorten(&dir.join("journal.db-wal"), 0.0)),
-    ("its log is overwritten in the middle", false, |dir| {
+    ("its log is overwritten near its beginning", false, |dir| {
         overwrite(&dir.join("journal.db-wal"), 5 * PAGE, PAGE)
     }),
 ];
@@ -173,7 +173,7 @@ async fn a_renewed_one_is_empty_and_the_old_one_is_kept() {
     let old = fs::read(left.state().join("journal.db-wal")).unwrap();
     assert!(left.open(&[]).is_err());
     let aside = renew(&left.state(), &left.dir.path().join("run")).unwrap();
-    assert_eq!(fs::read(format!("{}-wal", aside.display())).unwrap(), old);
+    assert!(fs::read(format!("{}-wal", aside.display())).unwrap() == old, "it was changed");
     let journal = left.open(&["container web".into()]).unwrap();
     assert!(journal.unfinished().await.unwrap().is_empty());
 }

@@ -196,7 +196,7 @@ impl Journal {
             }
             _ => {}
         }
-        let mut connection = schema::open(&path).map_err(refuse)?;
+        let mut connection = schema::open(&path, here.is_empty() && written == 0).map_err(refuse)?;
         let newest = schema::newest(&connection).map_err(refuse)?;
         if newest < written {
             return Err(damaged(format!(

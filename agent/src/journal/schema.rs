@@ -61,12 +61,13 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     }
 }
 
-/// Opens a journal, or makes one where there is none. It is left as it is until it is trusted.
-pub(super) fn open(path: &Path) -> Result<Connection, Refusal> {
+/// Opens a journal, or makes one where there is none and there `may_be_new`. It is left as it is until it
+/// is trusted.
+pub(super) fn open(path: &Path, may_be_new: bool) -> Result<Connection, Refusal> {
     let connection = Connection::open(path)?;
     // A refused journal stays as it was found: the end of its log is not moved into it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    prepare(&connection)?;
+    prepare(&connection, may_be_new)?;
     Ok(connection)
 }
 
@@ -76,7 +77,7 @@ pub(super) fn trust(connection: &Connection) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn prepare(c: &Connection) -> Result<(), Refusal> {
+fn prepare(c: &Connection, may_be_new: bool) -> Result<(), Refusal> {
     let whole: String = c.query_row("PRAGMA quick_check", [], |row| row.get(0))?;
     if whole != "ok" {
         return Err(Refusal::Damaged(whole));
@@ -85,6 +86,8 @@ fn prepare(c: &Connection) -> Result<(), Refusal> {
     let tables: i64 = c.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match version {
         0 if tables > 0 => return Err(Refusal::Damaged("it is some other program's database".into())),
+        // All of it may have been in a log that is lost.
+        0 if !may_be_new => return Err(Refusal::Damaged("there is nothing in it".into())),
         0 | VERSION => {}
         newer => {
             return Err(Refusal::Failed(format!("it is of version {newer}, this agent knows {VERSION}")));

@@ -131,10 +131,11 @@ pub(super) fn damaged_journal(scene: &mut Scene) -> anyhow::Result<()> {
 type Damage = fn(&Path) -> std::io::Result<()>;
 
 const DAMAGES: [(&str, Damage); 4] = [
-    ("a page of it is overwritten", |dir| {
+    ("a page of its log is overwritten", |dir| {
         use std::os::unix::fs::FileExt;
-        let file = std::fs::OpenOptions::new().write(true).open(dir.join("journal.db"))?;
-        file.write_all_at(&[0xa5; 4096], 0)
+        // Not of the database: the log has newer pages than it, and the journal would be whole.
+        let file = std::fs::OpenOptions::new().write(true).open(dir.join("journal.db-wal"))?;
+        file.write_all_at(&[0xa5; 4096], file.metadata()?.len().saturating_sub(8192))
     }),
     ("the end of its log is lost", |dir| {
         let file = std::fs::OpenOptions::new().write(true).open(dir.join("journal.db-wal"))?;
