@@ -62,7 +62,7 @@ async fn all_streams_of_a_migration_share_its_bandwidth() {
     let took = start.elapsed();
     // 6 MiB at 4 MiB/s. Less is a broken promise; more is a busy machine.
     assert!(took > Duration::from_millis(1400), "{took:?}");
-    assert!(took < Duration::from_millis(2250), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
     assert!(meter.sent.load(Ordering::Relaxed) >= 6 * MIB as u64);
 }
 
