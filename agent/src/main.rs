@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tranship_agent::config::{self, Config};
 use tranship_agent::journal::JournalError;
+use tranship_agent::wire_rate::{self, WireRate};
 use tranship_agent::{chain, daemon, hook, memory};
 
 /// The journal is damaged. The unit does not start the agent again on this one.
@@ -32,6 +33,9 @@ struct Arguments {
 enum Command {
     /// Check the configuration and the certificates, and say what is wrong.
     CheckConfig,
+    /// Measure what one QUIC stream carries between two hosts.
+    #[command(hide = true)]
+    WireRate(WireRate),
     /// Put a damaged journal aside and begin a new one; read docs/in-doubt.md first.
     NewJournal,
     /// Hold a restore until the agent decides; called by CRIU's action script.
@@ -84,6 +88,10 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             }
             Err(e) => fail(&e),
+        },
+        Some(Command::WireRate(end)) => match wire_rate::run(config, end) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => fail(&*e),
         },
         Some(Command::NewJournal) => match daemon::new_journal(&config) {
             Ok(aside) => {

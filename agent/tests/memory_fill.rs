@@ -155,6 +155,7 @@ async fn a_container_whose_worker_dies_is_killed_before_it_reads_zeros() {
         assert_eq!(child.signal(), Some(9));
         let end = tokio::time::timeout(LIMIT, watched).await.unwrap().unwrap();
         assert!(matches!(&end, Err(FillError::Killed(why)) if why.contains("has died")), "{end:?}");
+        fill::forget(&lab.request.files);
         assert!(!lab.cgroup.events().unwrap().unwrap().populated);
         lab.nothing_is_left();
     }
@@ -179,6 +180,7 @@ async fn a_keeper_that_dies_is_replaced_and_the_new_one_keeps_as_well() {
     assert_eq!(child.signal(), Some(9));
     lab.wait_until("the end of both", || lab.processes().is_empty());
     assert!(fill::failed(&lab.request.files).unwrap().contains("has died"));
+    fill::call_off(&lab.request.files, LIMIT).await.unwrap();
     lab.nothing_is_left();
 }
 
@@ -212,6 +214,8 @@ async fn a_store_that_cannot_be_read_kills_the_container() {
     assert_eq!(child.rest(), Vec::<String>::new(), "something wrong was read");
     assert_eq!(child.signal(), Some(9));
     lab.wait_until("the end of both", || lab.processes().is_empty());
-    assert!(fill::failed(&lab.request.files).is_some());
+    let again = fill::wait(&lab.request.files, LIMIT, |_| {}).await;
+    assert!(matches!(&again, Err(FillError::Killed(_))), "said until it is forgotten: {again:?}");
+    fill::forget(&lab.request.files);
     lab.nothing_is_left();
 }

@@ -17,7 +17,7 @@ use super::moved::{self, Arrival};
 use super::paths::{Layout, make_dir, read_json, write_json};
 use super::restore::{RestoreHandle, RestoreRequest};
 use super::{Engine, Result, create, lifecycle, logs, policy, restore};
-use crate::hook::{HookFiles, HookServer, own_program};
+use crate::hook::{DumpHold, HookFiles, HookServer, own_program};
 use crate::runtime::Runtime;
 
 /// Where things are and what is allowed.
@@ -248,9 +248,10 @@ impl Engine for Bare {
         Box::pin(lifecycle::retire(self, name, released))
     }
 
-    fn dump_config(&self, migration: MigrationId, page_socket: Option<RawFd>) -> Result<PathBuf> {
-        let written = HookFiles::new(&self.layout.run_dir, migration).write_dump(page_socket);
-        written.map_err(EngineError::io("write criu configuration below", &self.layout.run_dir))
+    fn hold_dump(&self, migration: MigrationId, page_socket: RawFd) -> Result<DumpHold> {
+        let files = HookFiles::new(&self.layout.run_dir, migration);
+        let held = files.hold_dump(&self.hook_program, page_socket);
+        held.map_err(EngineError::io("write hook files below", &self.layout.run_dir))
     }
 
     fn forget_migration(&self, migration: MigrationId) -> Result<()> {

@@ -17,7 +17,7 @@ use tranship_proto::status::{
 };
 use tranship_proto::tree::{Content, Entry, EntryKind, Meta, Time, TreeMeta, Xattr};
 
-fn id() -> MigrationId {
+pub fn id() -> MigrationId {
     "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap()
 }
 
@@ -97,7 +97,7 @@ fn run() -> RunRequest {
     }
 }
 
-fn offer() -> Offer {
+pub fn offer() -> Offer {
     Offer {
         container: "web".parse().unwrap(),
         source: "host-a".parse().unwrap(),

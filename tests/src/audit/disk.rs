@@ -7,7 +7,8 @@ use super::{AuditOptions, Kind, Report, Snapshot};
 use crate::error::{LabError, Result};
 use crate::host::Host;
 
-const TEMPORARY: [&str; 3] = ["/run/tranship/images", "/run/tranship/hooks", "/var/lib/tranship/incoming"];
+const TEMPORARY: [&str; 4] =
+    ["/run/tranship/images", "/run/tranship/hooks", "/run/tranship/fills", "/var/lib/tranship/incoming"];
 const CONTAINERS: &str = "/var/lib/tranship/containers";
 /// Where conmon records how a container ended.
 const EXITS: &str = "/run/tranship/exits";

@@ -123,7 +123,7 @@ fn is_passing(comm: &str, args: &[String]) -> bool {
     PASSING.contains(&comm)
         || (comm.starts_with("runc:[") && args.get(1).is_some_and(|arg| arg == "init"))
         || (comm == "crun" && program == "crun")
-        || (program == "transhipd" && args.get(1).is_some_and(|arg| arg == "hook"))
+        || (program == "transhipd" && args.get(1).is_some_and(|arg| arg == "hook" || arg == "fill"))
 }
 
 /// The container a conmon was started for: `-c ID`, `--cid ID` or `--cid=ID`.

@@ -282,7 +282,7 @@ impl Scene {
 
     /// Nothing may be left of any migration on any host.
     pub fn audit(&self) -> anyhow::Result<()> {
-        let findings = self.lab.audit_within(Duration::from_secs(3))?;
+        let findings = self.lab.audit_within(Duration::from_secs(10))?;
         let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
         ensure!(text.is_empty(), "the audit found:\n  {}", text.join("\n  "));
         Ok(())

@@ -114,8 +114,7 @@ pub async fn progress(files: &FillFiles) -> Result<Option<FillStatus>, FillError
 /// when there was no such process or the restore was called off.
 ///
 /// # Errors
-/// [`FillError::Killed`] when the container was killed, now or while nobody looked; the word of that is
-/// taken away.
+/// [`FillError::Killed`] when the container was killed, now or while nobody looked.
 ///
 /// Cancel safe.
 pub async fn watch(
@@ -166,11 +165,19 @@ pub fn names(run_dir: &Path) -> Vec<ContainerName> {
     names
 }
 
-/// Why a container was killed by its fill process; said once.
+/// Why a container was killed by its fill process, until that is forgotten or the next one starts.
 pub fn failed(files: &FillFiles) -> Option<String> {
     let why = std::fs::read(files.failure()).ok()?;
-    let _ = std::fs::remove_file(files.failure());
     Some(String::from_utf8_lossy(&why).chars().filter(|c| !c.is_control()).take(400).collect())
+}
+
+/// Forgets why a container was killed.
+pub fn forget(files: &FillFiles) {
+    if let Err(error) = std::fs::remove_file(files.failure())
+        && error.kind() != ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %files.failure().display(), "cannot remove");
+    }
 }
 
 /// Waits until a container has all its memory.
@@ -194,7 +201,10 @@ pub async fn wait(
 /// Ends a fill process whose container will not run, and waits for its end. Nothing to do when there is
 /// none, or when its container runs: that one ends by itself.
 pub async fn call_off(files: &FillFiles, limit: Duration) -> Result<(), FillError> {
-    let Some(mut stream) = connect(files).await? else { return Ok(()) };
+    let Some(mut stream) = connect(files).await? else {
+        forget(files);
+        return Ok(());
+    };
     let off = stream.write_all(OFF).await;
     let end = tokio::time::timeout(limit, async {
         let mut lines = Lines::new(stream);
@@ -204,7 +214,7 @@ pub async fn call_off(files: &FillFiles, limit: Duration) -> Result<(), FillErro
             }
         }
         // What it was killed for is no news.
-        failed(files);
+        forget(files);
     });
     end.await.map_err(|_| {
         io("end", files.socket())(off.err().unwrap_or_else(|| std::io::Error::from(ErrorKind::TimedOut)))

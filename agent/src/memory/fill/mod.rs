@@ -24,7 +24,7 @@ mod uffd;
 mod worker;
 
 pub use client::{
-    FillError, FillRequest, call_off, failed, names, progress, start, until_running, wait, watch,
+    FillError, FillRequest, call_off, failed, forget, names, progress, start, until_running, wait, watch,
 };
 pub use files::FillFiles;
 pub use status::{FillState, FillStatus};

@@ -172,14 +172,14 @@ impl Rounds {
         for process in &mut self.processes {
             match look(process, last) {
                 Ok((mappings, changed)) => {
-                    if mappings != process.mappings {
+                    if !last && mappings != process.mappings {
                         self.shared.ledger().forget_unmapped(process.inner, &mappings);
                         process.mappings = mappings;
                     }
                     batches.add(process.pid, process.inner, changed);
                 }
-                // It ends while it is looked at.
-                Err(e) if !last && gone(&e) => {}
+                // It has ended, or does while it is looked at; were it in the dump, it would be missed there.
+                Err(e) if gone(&e) => {}
                 Err(source) => {
                     return Err(RoundError::Read {
                         what: format!("the memory map of process {}", process.pid),
@@ -292,8 +292,11 @@ impl Batches {
     }
 }
 
+/// Addresses.
+type Ranges = Vec<Range<u64>>;
+
 /// The mappings of a process, and what may have changed in them.
-fn look(process: &mut Process, last: bool) -> io::Result<(Vec<Range<u64>>, Vec<Range<u64>>)> {
+fn look(process: &mut Process, last: bool) -> io::Result<(Ranges, Ranges)> {
     // The page map first: one of an address space that an execve replaces meanwhile gives errors,
     // never the new mappings with the old pages.
     let mut map = PageMap::open(process.pid)?;

@@ -200,11 +200,14 @@ fn lazy_obstacle(ctx: &Context) -> Option<&'static str> {
 /// Memory for images and for the container itself, and disk for its files.
 fn room(ctx: &Context, offer: &Offer, memory: MemoryMode) -> Result<u64, Failure> {
     let host = &ctx.config.host;
+    // Images live in a file system in memory, which may be smaller than what is free.
     let available = memory_available();
+    let storage = disk_available(&ctx.config.run_dir);
     let allowed = match ctx.config.limits.image_memory_mib {
         0 => available / 2,
         mib => (mib << 20).min(available),
-    };
+    }
+    .min(storage);
     // Images beside pages are small; what is dumped between now and then may grow.
     let images = u64::from(slots_for(offer.memory_bytes)) * PAGE;
     // What is filled in from the store is given back by it, page by page.
@@ -221,7 +224,7 @@ fn room(ctx: &Context, offer: &Offer, memory: MemoryMode) -> Result<u64, Failure
             bytes(available)
         );
         return Err(refuse(text)
-            .hint(format!("free memory on {host}, or raise limits.image_memory_mib in its transhipd.toml")));
+            .hint(format!("free memory on {host}, or raise limits.image_memory_mib in its transhipd.toml, or the size of the file system at {}", ctx.config.run_dir.display())));
     }
     let files: u64 = offer.trees.iter().fold(0, |sum, t| sum.saturating_add(t.bytes));
     let free = disk_available(&ctx.config.state_dir);

@@ -11,6 +11,7 @@ use crate::faults::Action;
 use crate::journal::{Ownership, Record, now_ms};
 use crate::migrate::doubt;
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
+use crate::migrate::panics::whole;
 use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
 use std::collections::VecDeque;
@@ -264,7 +265,10 @@ impl Driver {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(tracing::Instrument::instrument(task, tracing::Span::current()));
+        tokio::spawn(tracing::Instrument::instrument(
+            whole("of the destination", task),
+            tracing::Span::current(),
+        ));
     }
 
     async fn perform(&mut self, effect: Effect) {

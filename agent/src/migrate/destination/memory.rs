@@ -5,17 +5,18 @@
 //! was started again.
 
 use super::check::Accepted;
+use super::receive::reader;
 use crate::context::Context;
 use crate::engine::RestoreRequest;
 use crate::hook::own_program;
-use crate::journal::now_ms;
+use crate::journal::{Record, now_ms};
 use crate::memory::fill::{self, FillError, FillFiles, FillRequest, FillState};
 use crate::memory::store::{PAGES_MAP, Store};
-use crate::transport::bulk::BulkReader;
 use quinn::RecvStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tranship_proto::handoff::{Handoff, MemoryMode, MemoryTotals, Offer};
 use tranship_proto::ids::{ContainerName, MigrationId};
 use tranship_proto::pages::slots_for;
@@ -46,9 +47,9 @@ pub(super) async fn lane(
     store: Arc<Store>,
     (round, lane, lanes): (u32, u16, u16),
     recv: RecvStream,
+    given_up: watch::Receiver<bool>,
 ) -> Result<Option<Handoff>, Failure> {
-    let mut reader =
-        BulkReader::start(recv).map_err(|e| failed(format!("cannot start a decompressor: {e}")))?;
+    let mut reader = reader(recv, given_up)?;
     let taken = tokio::task::spawn_blocking(move || store.take_lane(&mut reader, round, lane, lanes)).await;
     match taken {
         Ok(Ok(complete)) => Ok(complete.then_some(Handoff::RoundDone { round })),
@@ -157,6 +158,7 @@ pub(crate) async fn follow(ctx: Arc<Context>, name: ContainerName, migration: Op
             if let Err(e) = record_loss(&ctx, &name, migration, failure).await {
                 tracing::error!(error = %e, "the history misses that");
             }
+            fill::forget(&files(&ctx, &name));
         }
     }
 }
@@ -177,15 +179,28 @@ async fn record_loss(
     // Newest first: the last one brought the container here.
     let ended = ctx.journal.migrations(true, 1000).await?;
     let Some(status) = ended.into_iter().find(of_it) else { return Ok(()) };
+    let last = ctx.journal.last_record(status.migration, Side::Destination).await?;
+    if !matches!(last, Some(Record::Owner | Record::Closed)) {
+        return Ok(());
+    }
     let state = Progressing::Failed;
     ctx.journal
         .update(MigrationStatus { state, failure: Some(failure), updated_unix_ms: now_ms(), ..status })
         .await
 }
 
-/// Takes up what fill processes are there when an agent starts.
+/// Takes up what fill processes are there when an agent starts, and hears of what they did meanwhile.
 pub(crate) fn take_up(ctx: &Arc<Context>) {
     for name in fill::names(&ctx.config.run_dir) {
-        tokio::spawn(follow(ctx.clone(), name, None));
+        tokio::spawn(followed_again(ctx.clone(), name));
+    }
+}
+
+async fn followed_again(ctx: Arc<Context>, name: ContainerName) {
+    let files = files(&ctx, &name);
+    let held = matches!(fill::progress(&files).await, Ok(Some(s)) if s.state == FillState::Held);
+    // What dies while it is held is its migration's business.
+    if !held || matches!(fill::until_running(&files).await, Ok(true)) {
+        follow(ctx, name, None).await;
     }
 }

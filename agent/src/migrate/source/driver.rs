@@ -12,6 +12,7 @@ use crate::journal::{Ownership, Record, now_ms};
 use crate::migrate::doubt;
 use crate::migrate::events::EventLog;
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
+use crate::migrate::panics::whole;
 use crate::migrate::progress::Progress;
 use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
@@ -359,7 +360,7 @@ impl Driver {
         let span = tracing::Span::current();
         tokio::spawn(tracing::Instrument::instrument(
             async move {
-                let event = faulty(&ctx, step, &mut work).await;
+                let event = whole(step.name(), faulty(&ctx, step, &mut work)).await;
                 let _ = own.send(Input::StepEnded(work, event)).await;
             },
             span,

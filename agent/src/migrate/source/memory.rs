@@ -81,8 +81,7 @@ impl Memory {
         self.totals
     }
 
-    /// One round, sent and applied at the destination on return. Of a frozen container `last`: what
-    /// has changed since the round before, not yet applied.
+    /// One round, sent and applied at the destination on return; of a frozen container the `last`.
     pub(super) async fn round(mut self, way: &Way, last: bool) -> Result<(Self, Sent), Failure> {
         let start = Instant::now();
         let pids = way.processes().await?;
@@ -91,10 +90,8 @@ impl Memory {
             self.watch(new).await;
         }
         let (memory, plan) = self.plan(last).await?;
-        let (memory, sent) = memory.send(way, plan, start).await?;
-        if !last {
-            memory.applied(way).await?;
-        }
+        let (memory, sent) = memory.send(way, Arc::new(plan), start).await?;
+        memory.applied(way).await?;
         Ok((memory, sent))
     }
 
@@ -119,10 +116,10 @@ impl Memory {
             return Ok(memory);
         }
         tracing::debug!(pages = plan.pages, "pages that no round has carried");
-        memory.applied(way).await?;
         let plan = Arc::new(plan);
-        let (memory, _) = memory.send_shared(way, plan.clone(), start).await?;
+        let (memory, _) = memory.send(way, plan.clone(), start).await?;
         plan.complete().map_err(|e| failure(&e))?;
+        memory.applied(way).await?;
         Ok(memory)
     }
 
@@ -136,16 +133,7 @@ impl Memory {
         Ok((memory, plan.map_err(|e| failure(&e))?))
     }
 
-    async fn send(self, way: &Way, plan: Plan, start: Instant) -> Result<(Self, Sent), Failure> {
-        self.send_shared(way, Arc::new(plan), start).await
-    }
-
-    async fn send_shared(
-        mut self,
-        way: &Way,
-        plan: Arc<Plan>,
-        start: Instant,
-    ) -> Result<(Self, Sent), Failure> {
+    async fn send(mut self, way: &Way, plan: Arc<Plan>, start: Instant) -> Result<(Self, Sent), Failure> {
         let round = self.totals.rounds + 1;
         let lanes = if plan.pages >= PAGES_FOR_A_LANE { LANES as u16 } else { 1 };
         let mut running = Vec::new();

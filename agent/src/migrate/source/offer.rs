@@ -2,11 +2,34 @@
 
 use super::work::{Work, engine_failure, failed};
 use crate::criu::preflight;
+use crate::memory::fill::{self, FillFiles, FillStatus};
 use crate::network;
 use crate::storage::{TreeLimits, TreeSource};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tranship_proto::handoff::{Offer, TreeOffer};
 use tranship_proto::status::{Failure, Reason, Side};
+
+/// Waits for a container that came here a moment ago to have all its memory: before that CRIU cannot
+/// dump it, and its size is not known.
+async fn filled(work: &Work) -> Result<(), Failure> {
+    let files = FillFiles::new(&work.ctx.config.run_dir, work.name());
+    let limit = Duration::from_secs(work.ctx.config.limits.phase_timeout_s);
+    let tell = |s: &FillStatus| {
+        work.meter.say(format!("its memory is still being filled in: {} of {} pages", s.filled, s.pages));
+    };
+    let stopped = async {
+        while !work.meter.stopped() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        filled = fill::wait(&files, limit, tell) => filled.map_err(|e| {
+            Failure::new(Reason::Busy, Side::Source, crate::chain(&e)).hint("wait, and try again")
+        }),
+        () = stopped => Err(Failure::new(Reason::Failed, Side::Source, "stopped")),
+    }
+}
 
 /// Scans, connects and leaves the offer in the work for the driver to send. Changes nothing.
 pub(super) async fn reserve(work: &mut Work) -> Result<(), Failure> {
@@ -16,6 +39,7 @@ pub(super) async fn reserve(work: &mut Work) -> Result<(), Failure> {
         return Err(Failure::new(Reason::NotMigratable, Side::Source, text)
             .hint("tranship hosts shows what every host lacks"));
     }
+    filled(work).await?;
     let (init, pids) = work.processes().await?;
     if let Some(refusal) = preflight(init, &pids).into_iter().next() {
         let at = refusal.pid.map(|p| format!(" (process {p})")).unwrap_or_default();
