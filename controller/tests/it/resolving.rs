@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use tranship_proto::control::{Reply, Request};
 use tranship_proto::ids::Epoch;
 use tranship_proto::status::{
-    ContainerRow, Failure, HostRow, MigrationStatus, Phase, Progressing, Reason, Side,
+    ContainerRow, Failure, HostInfo, HostRow, MigrationStatus, Phase, Progressing, Reason, Side,
 };
 
 const ID: &str = "1f2e3d4c-0000-7000-8000-000000000001";
@@ -30,6 +30,23 @@ fn in_doubt(side: Side) -> MigrationStatus {
     }
 }
 
+fn host_a() -> HostInfo {
+    HostInfo {
+        host: "host-a".parse().unwrap(),
+        version: "0.1.0".into(),
+        kernel: "6.12.0".into(),
+        arch: "x86_64".into(),
+        criu: "4.2".into(),
+        runc: "1.3.6".into(),
+        networks: vec!["lan".into()],
+        containers: 1,
+        migrations: 1,
+        memory_available_mib: 1,
+        disk_available_mib: 1,
+        problems: vec![],
+    }
+}
+
 /// The source's agent, with these containers.
 fn source(rows: Vec<ContainerRow>, answer: fn() -> Vec<Step>) -> Fake {
     Fake::new("host-a", move |r| match r {
@@ -42,7 +59,7 @@ fn source(rows: Vec<ContainerRow>, answer: fn() -> Vec<Step>) -> Fake {
             info: None,
             problem: None,
         }])),
-        Request::HostInfo => refuse(Reason::Internal, "not now"),
+        Request::HostInfo => say(Reply::HostInfo(host_a())),
         Request::Resolve { .. } => answer(),
         _ => refuse(Reason::BadRequest, "not asked for"),
     })
