@@ -256,6 +256,7 @@ pub enum Request {
     /// Replaces the fault points of the answering agent; refused unless its configuration allows faults.
     Faults {
         /// `POINT=ACTION`, as in the configuration; at most 64. None: no faults any more.
+        #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
         points: Vec<String>,
         /// After how long they are forgotten, should nobody take them back; at most an hour.
         seconds: u32,
@@ -293,5 +294,5 @@ pub enum Reply {
     /// The request failed.
     Failed(Failure),
     /// To `Faults`: the points that were replaced and had not been met.
-    Unmet(Vec<String>),
+    Unmet(#[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")] Vec<String>),
 }
