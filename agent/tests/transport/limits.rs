@@ -144,6 +144,25 @@ async fn a_peer_that_sends_nothing_keeps_no_worker() {
     assert!(at - told < SOON, "{:?}", at - told);
 }
 
+/// Why is told over the link, and what this side concludes from it would come back as its own failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_the_peer_gives_up_says_nothing_by_itself() {
+    let pair = Pair::direct().await;
+    let (writer, _delivery) =
+        BulkWriter::open(&pair.near, open(0), Arc::new(Meter::default())).await.unwrap();
+    let mut recv = pair.far.quic.accept_uni().await.unwrap();
+    accept_open(&mut recv, pair.far.version).await.unwrap();
+    let (give_up, given_up) = watch::channel(false);
+    let mut reader = BulkReader::start(recv, given_up).unwrap();
+    let worker = tokio::task::spawn_blocking(move || reader.read());
+    drop(writer);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!worker.is_finished());
+    give_up.send_replace(true);
+    let result = tokio::time::timeout(SOON, worker).await.unwrap().unwrap();
+    assert!(matches!(result, Err(BulkError::GivenUp)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_grants_no_stream_keeps_no_step() {
     let pair = Pair::direct().await;
