@@ -253,6 +253,14 @@ pub enum Request {
         /// Where the container is to run.
         run_at: Side,
     },
+    /// Replaces the fault points of the answering agent; refused unless its configuration allows faults.
+    Faults {
+        /// `POINT=ACTION`, as in the configuration; at most 64. None: no faults any more.
+        #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
+        points: Vec<String>,
+        /// After how long they are forgotten, should nobody take them back; at most an hour.
+        seconds: u32,
+    },
 }
 
 /// What an agent answers.
@@ -285,4 +293,6 @@ pub enum Reply {
     End,
     /// The request failed.
     Failed(Failure),
+    /// To `Faults`: the points that were replaced and had not been met.
+    Unmet(#[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")] Vec<String>),
 }

@@ -112,6 +112,8 @@ pub enum Reason {
     InDoubt,
     /// A bug or a damaged journal.
     Internal,
+    /// The container's program has ended meanwhile: it runs nowhere, and is where it was.
+    Ended,
 }
 
 /// Which side a failure happened on.

@@ -37,6 +37,7 @@ pub mod host_init;
 pub mod image;
 pub mod lab;
 pub mod names;
+pub mod peer;
 pub mod pki;
 pub mod progress;
 pub mod rlimits;

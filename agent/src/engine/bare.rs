@@ -1,7 +1,7 @@
 //! The engine for a host without any: an OCI runtime, conmon, and directories of our own.
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +49,27 @@ pub struct Bare {
 }
 
 impl Bare {
+    /// What there is of containers below a `state_dir`, whole or arriving, in words; for who has to
+    /// know before an engine may be opened.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn on_disk(state_dir: &Path) -> std::io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for (place, what) in [("containers", "container"), ("incoming", "arriving container")] {
+            match std::fs::read_dir(state_dir.join(place)) {
+                Ok(entries) => {
+                    for entry in entries {
+                        found.push(format!("{what} {}", entry?.file_name().to_string_lossy()));
+                    }
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(found)
+    }
+
     /// Opens the engine, making its directories and finishing removals that a crash cut short.
     ///
     /// # Errors

@@ -45,6 +45,9 @@ pub enum BulkError {
     /// This side was told to end it.
     #[error("the bulk stream was given up")]
     GivenUp,
+    /// The peer has ended it before its end.
+    #[error("the peer gave the bulk stream up")]
+    Reset,
 }
 
 enum Item {
@@ -224,7 +227,7 @@ pub async fn accept_open(recv: &mut RecvStream, version: u16) -> Result<BulkOpen
 
 impl BulkReader {
     /// Starts reading a stream whose [`BulkOpen`] was read, until `given_up` turns true. Must be
-    /// called inside the runtime.
+    /// called inside the runtime. A stream that the peer resets has no next record until then.
     pub fn start(recv: RecvStream, given_up: watch::Receiver<bool>) -> std::io::Result<Self> {
         let (tx, queue) = mpsc::channel(QUEUE);
         tokio::spawn(pump_in(recv, tx, given_up.clone()));
@@ -292,6 +295,12 @@ async fn read_in(recv: &mut RecvStream, queue: &mpsc::Sender<Result<RawRecord, B
         let (item, last) = match read_record(recv).await {
             Ok(Some(record)) => (Ok(record), false),
             Ok(None) => return true,
+            // The peer says why over the link. Reported here, its failure would come back to it as one of
+            // this side's, and before it has said its own.
+            Err(BulkError::Reset) => {
+                queue.closed().await;
+                return false;
+            }
             Err(e) => (Err(e), true),
         };
         if queue.send(item).await.is_err() || last {
@@ -301,8 +310,11 @@ async fn read_in(recv: &mut RecvStream, queue: &mpsc::Sender<Result<RawRecord, B
 }
 
 async fn read_record(recv: &mut RecvStream) -> Result<Option<RawRecord>, BulkError> {
-    use quinn::ReadExactError;
-    let stream = |e: ReadExactError| BulkError::Stream(crate::chain(&e));
+    use quinn::{ReadError, ReadExactError};
+    let stream = |e: ReadExactError| match e {
+        ReadExactError::ReadError(ReadError::Reset(_)) => BulkError::Reset,
+        e => BulkError::Stream(crate::chain(&e)),
+    };
     let mut header = [0; RECORD_HEADER_LEN];
     match recv.read_exact(&mut header).await {
         Ok(()) => {}

@@ -62,7 +62,7 @@ async fn all_streams_of_a_migration_share_its_bandwidth() {
     let took = start.elapsed();
     // 6 MiB at 4 MiB/s. Less is a broken promise; more is a busy machine.
     assert!(took > Duration::from_millis(1400), "{took:?}");
-    assert!(took < Duration::from_millis(2250), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
     assert!(meter.sent.load(Ordering::Relaxed) >= 6 * MIB as u64);
 }
 
@@ -142,6 +142,25 @@ async fn a_peer_that_sends_nothing_keeps_no_worker() {
     let (result, at) = worker.await.unwrap();
     assert!(matches!(result, Err(BulkError::GivenUp)));
     assert!(at - told < SOON, "{:?}", at - told);
+}
+
+/// Why is told over the link, and what this side concludes from it would come back as its own failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_the_peer_gives_up_says_nothing_by_itself() {
+    let pair = Pair::direct().await;
+    let (writer, _delivery) =
+        BulkWriter::open(&pair.near, open(0), Arc::new(Meter::default())).await.unwrap();
+    let mut recv = pair.far.quic.accept_uni().await.unwrap();
+    accept_open(&mut recv, pair.far.version).await.unwrap();
+    let (give_up, given_up) = watch::channel(false);
+    let mut reader = BulkReader::start(recv, given_up).unwrap();
+    let worker = tokio::task::spawn_blocking(move || reader.read());
+    drop(writer);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!worker.is_finished());
+    give_up.send_replace(true);
+    let result = tokio::time::timeout(SOON, worker).await.unwrap().unwrap();
+    assert!(matches!(result, Err(BulkError::GivenUp)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
-//! Bulk streams between two endpoints: losses, caps, and peers that do nothing.
+//! Bulk streams between two endpoints: losses, caps, peers that do nothing or lie.
 
 #![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not take for tests
 
+mod hostile;
 mod limits;
 mod loss;
 mod pair;

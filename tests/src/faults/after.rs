@@ -31,7 +31,7 @@ pub(super) fn settled(
     ground.locate()?;
     let moved = ground.name(Side::Source) != source;
     outcome.moved = Some(moved);
-    if outcome.plan.may_lose() && !moved && outcome.in_doubt {
+    if outcome.given_up && !moved {
         return taken_back(ground, outcome, logs, client);
     }
     heard(&mut client, "after the fault")?;

@@ -56,6 +56,8 @@ pub(super) struct Outcome {
     pub(super) struck: bool,
     /// Whether the container ended at the destination; absent when that is not known, or it was lost.
     pub(super) moved: Option<bool>,
+    /// Whether an operator had to give the destination's copy up, which never had run or was dead.
+    pub(super) given_up: bool,
     /// Whether it had to be killed, since its memory could not be completed.
     pub(super) lost: bool,
     /// Whether an agent showed it as in doubt meanwhile.
@@ -83,6 +85,8 @@ struct Scope<'a> {
     /// It has ended, as far as the agents know: what is not done yet is not done.
     ended: AtomicBool,
     over: AtomicBool,
+    /// An operator has given the destination's copy up.
+    given_up: AtomicBool,
     restarts: Mutex<Vec<Restart>>,
     trouble: Mutex<Vec<String>>,
 }
@@ -96,6 +100,7 @@ pub(super) fn run(ground: &mut Ground, plan: Plan) -> Outcome {
         told,
         struck: false,
         moved: None,
+        given_up: false,
         lost: false,
         in_doubt: false,
         exit_code: None,
@@ -165,6 +170,7 @@ fn break_it(ground: &Ground, outcome: &mut Outcome, logs: &[AgentLog; 2]) -> (Si
             begun: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             restarts: Mutex::default(),
             trouble: Mutex::default(),
         };
@@ -199,8 +205,11 @@ fn break_it(ground: &Ground, outcome: &mut Outcome, logs: &[AgentLog; 2]) -> (Si
     let met = scope.logs.iter().any(|log| log.faults() > 0);
     let restarts = scope.restarts.into_inner().unwrap_or_default();
     let trouble = scope.trouble.into_inner().unwrap_or_default();
+    let given_up = scope.given_up.into_inner();
     let result = result.and(acted.map(|acted| outcome.struck = met || acted));
-    (outcome.exit_code, outcome.in_doubt, outcome.restarts) = (exit_code, in_doubt, restarts);
+    (outcome.exit_code, outcome.restarts, outcome.given_up) = (exit_code, restarts, given_up);
+    // Given up between two looks, it was in doubt all the same.
+    outcome.in_doubt = in_doubt || given_up;
     outcome.violations.extend(trouble);
     (sight, result)
 }
@@ -317,7 +326,9 @@ impl Scope<'_> {
                     return Ok(false);
                 }
                 std::thread::sleep(after);
-                Ok(signal(&victims(host, target), Signal::SIGKILL))
+                let met = signal(&victims(host, target), Signal::SIGKILL);
+                self.give_up_at_destination()?;
+                Ok(met)
             }
             Act::KillFill { target, after } => {
                 let host = self.host(Side::Destination);
@@ -350,8 +361,8 @@ impl Scope<'_> {
         }
     }
 
-    /// A copy that died before it was said to run leaves the migration in doubt, and an operator has to
-    /// give it up. One that died later was the destination's, and there is nothing to decide.
+    /// A copy that died when it was the destination's and was not said to run leaves the migration in
+    /// doubt, and an operator has to give it up. Otherwise there is nothing to decide: waits for the end.
     fn give_up_at_destination(&self) -> anyhow::Result<()> {
         let host = self.host(Side::Destination);
         let until = Instant::now() + SETTLED;
@@ -360,7 +371,8 @@ impl Scope<'_> {
             if let Some(m) = shown.iter().find(|m| m.state == Progressing::InDoubt) {
                 // It may just be tried again to resume it; then that is said, and it is asked again.
                 let request = Request::Resolve { migration: m.migration, run_at: At::Source };
-                if matches!(ask::ask(host, request)?, Reply::Done(_)) {
+                if ask::ask(host, request).is_ok_and(|reply| matches!(reply, Reply::Done(_))) {
+                    self.given_up.store(true, Ordering::Relaxed);
                     return Ok(());
                 }
             }

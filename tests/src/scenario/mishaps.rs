@@ -16,7 +16,7 @@ use std::time::Duration;
 /// A datagram that is begun and not sent: the kernel keeps it where nobody can read it, so CRIU
 /// refuses to dump the socket, and nothing of that can be seen from outside.
 const CORKED: &str = "socket(my $s, 2, 2, 17); connect($s, pack('SnC4x8', 2, 9, 10, 77, 1, 18)); \
-    setsockopt($s, 17, 1, pack('i', 1)); send($s, 'half', 0); sleep 1000";
+    setsockopt($s, 17, 1, pack('i', 1)); send($s, 'half', 0); sleep 1000 while 1";
 
 /// All of them, with one container and one client.
 pub(super) fn in_the_middle(scene: &mut Scene) -> anyhow::Result<()> {

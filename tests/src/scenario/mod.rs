@@ -5,9 +5,13 @@
 //! ([`side_by_side`] does so in several labs at a time); after each of them nothing may be left, and a
 //! lab that a failed scenario spoiled is rebuilt.
 
+mod backlog;
 pub mod bounded;
 mod cancel;
+mod doubt;
+mod drill;
 mod files;
+mod hostile;
 mod hosts_file;
 mod identity;
 mod memory;
@@ -58,12 +62,28 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "two_moves_at_the_same_instant", run: rivals::at_the_same_instant, images: &["redis"] },
     Scenario { name: "killed_during_its_move", run: rivals::killed_in_the_middle, images: &["redis"] },
     Scenario { name: "agent_shut_down_during_a_move", run: rivals::shut_down, images: &["redis"] },
+    Scenario { name: "hostile_destinations", run: hostile::peers, images: &["redis"] },
+    Scenario {
+        name: "connections_that_wait_to_be_accepted",
+        run: backlog::connections_that_wait,
+        images: &["redis"],
+    },
     Scenario { name: "failures_in_the_middle", run: mishaps::in_the_middle, images: &["redis"] },
     Scenario {
         name: "bad_input_is_refused_before_anything_is_touched",
         run: refusals::bad_input,
         images: &["redis"],
     },
+    Scenario { name: "drill_finds_that_promises_hold", run: drill::holds, images: &["redis"] },
+    Scenario { name: "drill_tells_when_no_agent_comes_back", run: drill::tells, images: &["redis"] },
+    Scenario { name: "damaged_journal_starts_nothing", run: doubt::damaged_journal, images: &["redis"] },
+    Scenario { name: "resolve_when_the_source_is_dead", run: doubt::source_dead, images: &["redis"] },
+    Scenario {
+        name: "resolve_when_the_destination_is_dead",
+        run: doubt::destination_dead,
+        images: &["redis"],
+    },
+    Scenario { name: "resolve_gives_up_what_cannot_run", run: doubt::given_up, images: &["redis"] },
     Scenario { name: "nginx_keepalive_20mib", run: nginx::keepalive, images: &["web"] },
     Scenario { name: "every_kind_of_file", run: files::every_kind, images: &["web"] },
     Scenario { name: "postgres_pgbench_three_moves", run: postgres::pgbench, images: &["postgres"] },

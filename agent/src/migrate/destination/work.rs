@@ -3,7 +3,7 @@
 //! Everything made here is found again by name (directories and namespaces carry the migration or
 //! the container), so that `discard` can be repeated and needs no memory of what was done.
 
-use super::check::{Accepted, check};
+use super::check::{Accepted, check, disk_available};
 use super::machine::Acceptance;
 use super::memory;
 use super::receive::{Receiving, images};
@@ -272,11 +272,19 @@ impl Work {
             .await
             .map_err(|e| Failure::new(Reason::Internal, Side::Destination, e.to_string()))?;
         let mut trees = Vec::new();
+        // An offer's numbers are the source's word: they widen nothing beyond what is free here.
+        let limits = &self.ctx.config.limits;
+        let free = disk_available(&self.ctx.config.state_dir).saturating_sub(limits.disk_reserve_mib << 20);
         for (tree, offered) in accepted.arrival.trees.iter().zip(&self.offer.trees) {
+            let most = StorePolicy::default();
             let policy = StorePolicy {
-                max_bytes: offered.bytes.saturating_mul(2).saturating_add(GROWTH),
-                max_entries: offered.entries.saturating_mul(2).saturating_add(1_000_000),
-                ..StorePolicy::default()
+                max_bytes: offered.bytes.saturating_mul(2).saturating_add(GROWTH).min(free),
+                max_entries: offered
+                    .entries
+                    .saturating_mul(2)
+                    .saturating_add(1_000_000)
+                    .min(most.max_entries),
+                ..most
             };
             let path = tree.receive.clone();
             let made = tokio::task::spawn_blocking(move || Receiving::create(path, policy)).await;

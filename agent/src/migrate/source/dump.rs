@@ -30,7 +30,8 @@ pub(super) struct Dump {
     images: Option<oneshot::Receiver<()>>,
     // Where memory comes, unless it is left where it is.
     pages: Option<PageServer>,
-    task: JoinHandle<Ended>,
+    // Until its end was seen.
+    task: Option<JoinHandle<Ended>>,
 }
 
 impl Dump {
@@ -70,7 +71,7 @@ impl Dump {
             }
         };
         let task = tokio::spawn(tracing::Instrument::instrument(whole, tracing::Span::current()));
-        Ok(Dump { ready: Some(ready), go: Some(go), images: Some(images), pages: server, task })
+        Ok(Dump { ready: Some(ready), go: Some(go), images: Some(images), pages: server, task: Some(task) })
     }
 
     /// Waits until CRIU waits. Without that nothing may be frozen for it.
@@ -95,10 +96,16 @@ impl Dump {
         Some((self.images.take()?, self.pages.take()))
     }
 
-    /// Waits until it has let go of the processes; calls it off when it waits still.
+    /// Waits until it has let go of the processes; calls it off when it waits still. How it ended is told
+    /// once.
+    ///
+    /// Cancel safe.
     pub(super) async fn over(&mut self) -> Result<(), Failure> {
         (self.ready, self.go, self.pages) = (None, None, None);
-        match (&mut self.task).await {
+        let Some(task) = &mut self.task else { return Ok(()) };
+        let ended = task.await;
+        self.task = None;
+        match ended {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(e)) => Err(failed("dump the container", &e, e.hint())),
             Err(e) => {
