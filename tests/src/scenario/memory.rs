@@ -59,7 +59,8 @@ pub(super) fn plain_and_fast_are_equal(scene: &mut Scene) -> anyhow::Result<()> 
     for name in ["py", "db"] {
         signal(scene, "host-a", name, Signal::SIGSTOP)?;
         let before = memory(scene, "host-a", name)?;
-        ensure!(before.len() > 20, "{name} has only {} ranges of memory", before.len());
+        let bytes: u64 = before.keys().map(|(_, start, end)| end - start).sum();
+        ensure!(bytes > 32 << 20, "{name} has only {bytes} bytes of memory");
         for (mode, from, to) in [
             ("plain", "host-a", "host-b"),
             ("fast", "host-b", "host-c"),
@@ -73,7 +74,7 @@ pub(super) fn plain_and_fast_are_equal(scene: &mut Scene) -> anyhow::Result<()> 
             ensure!(differences.is_empty(), "{name} after a {mode} move to {to}: {}", differences.join("; "));
         }
         signal(scene, "host-b", name, Signal::SIGCONT)?;
-        println!("  {name}: {} ranges of memory are the same after four moves", before.len());
+        println!("  {name}: {} MiB in {} ranges are the same after four moves", bytes >> 20, before.len());
     }
     super::redis::second_client(scene, "10.77.1.22:6379")
 }
