@@ -160,14 +160,15 @@ async fn dump(
     let started = Instant::now();
     let refusals = criu::preflight(init, &pids);
     println!("preflight {:?} {refusals:?}", started.elapsed());
+    let criu_config = images.join("criu.conf");
+    criu::CriuConfig::default().write(&criu_config)?;
     let request = CheckpointRequest {
         id: name.to_string(),
         image_dir: images.join("img"),
         work_dir: images.join("work"),
-        criu_config: engine.dump_config(migration, None)?,
+        criu_config,
         tcp_established: true,
         pages: Pages::Files,
-        limit: Duration::from_secs(600),
     };
     let started = Instant::now();
     runc.freeze(name.as_str(), LIMIT).await?;

@@ -10,7 +10,7 @@ use crate::criu::{self, Programs};
 use crate::engine::{Bare, BareConfig};
 use crate::faults::Faults;
 use crate::hook::HookServer;
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::migrate::registry::Migrations;
 use crate::network::Networks;
 use crate::runtime::{Runc, RuncConfig, Runtime};
@@ -34,8 +34,8 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A directory of the agent's cannot be made.
-    #[error("cannot make the directory {path}")]
+    /// A directory of the agent's cannot be made or read.
+    #[error("cannot make or read the directory {path}")]
     Directory {
         /// Which.
         path: PathBuf,
@@ -58,6 +58,12 @@ pub enum StartError {
         /// Why.
         why: String,
     },
+    /// The agent runs.
+    #[error("transhipd runs on this host and answers at {path}")]
+    Runs {
+        /// Its socket.
+        path: PathBuf,
+    },
     /// Not root.
     #[error("transhipd has to run as root: it checkpoints processes and makes namespaces")]
     NotRoot,
@@ -74,6 +80,18 @@ pub fn run(config: Config) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("transhipd").build()?;
     runtime.block_on(live(config))
+}
+
+/// Puts the journal aside and begins a new one; answers where the old one is.
+///
+/// # Errors
+/// When an agent runs, or the files cannot be moved.
+pub fn new_journal(config: &Config) -> Result<PathBuf> {
+    let path = config.socket();
+    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        return Err(StartError::Runs { path }.into());
+    }
+    Ok(journal::renew(&config.state_dir, &config.run_dir)?)
 }
 
 fn log(config: &Config) -> Result<()> {
@@ -113,7 +131,9 @@ async fn live(config: Config) -> Result<()> {
     for dir in [config.state_dir.clone(), config.run_dir.clone(), config.run_dir.join("images")] {
         directory(&dir)?;
     }
-    let journal = Journal::open(&config.state_dir)?;
+    let here = Bare::on_disk(&config.state_dir)
+        .map_err(|source| StartError::Directory { path: config.state_dir.clone(), source })?;
+    let journal = Journal::open(&config.state_dir, &config.run_dir, &here)?;
     let programs = Programs {
         criu: config.runtime.criu.clone(),
         runc: config.runtime.runc.clone(),

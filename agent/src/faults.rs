@@ -7,16 +7,22 @@
 //! `*N` behind it for the first N times (once without). Rules are refused unless the configuration
 //! says `allow_faults = true`; without it every check is one look at an empty list.
 //!
+//! `tranship drill` sets rules while the agent runs. They are forgotten after a time that it names,
+//! since a drill that was killed cannot take them back.
+//!
 //! Rejected: compile-time features, because then what is proved is another program.
 
 use serde::Deserialize;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tranship_proto::status::{Failure, Reason, Side};
 
 /// Most rules at a time.
 const MAX_RULES: usize = 64;
 /// Longest delay.
 const MAX_DELAY: Duration = Duration::from_secs(300);
+/// Longest time that rules set by a request are kept.
+const MAX_LIFE: Duration = Duration::from_secs(3600);
 
 /// `[faults]` of the configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -45,16 +51,24 @@ pub enum Action {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
+    text: String,
     point: String,
     action: Action,
     left: u32,
+}
+
+#[derive(Debug, Default)]
+struct Rules {
+    rules: Vec<Rule>,
+    /// When they are forgotten; those of the configuration never are.
+    until: Option<Instant>,
 }
 
 /// The rules in force.
 #[derive(Debug, Default)]
 pub struct Faults {
     allowed: bool,
-    rules: Mutex<Vec<Rule>>,
+    in_force: Mutex<Rules>,
 }
 
 fn parse(text: &str) -> Result<Rule, String> {
@@ -86,7 +100,7 @@ fn parse(text: &str) -> Result<Rule, String> {
         None if action == "error" && !send => Action::Error,
         _ => return Err(format!("{action:?} is no action for {point}")),
     };
-    Ok(Rule { point: point.to_owned(), action, left })
+    Ok(Rule { text: text.to_owned(), point: point.to_owned(), action, left })
 }
 
 impl Faults {
@@ -95,19 +109,34 @@ impl Faults {
     /// # Errors
     /// The first rule that is not understood, or any rule when faults are not allowed.
     pub fn new(config: &FaultConfig) -> Result<Self, String> {
-        let faults = Self { allowed: config.allow_faults, rules: Mutex::default() };
-        faults.set(&config.points)?;
+        let faults = Self { allowed: config.allow_faults, in_force: Mutex::default() };
+        if !config.points.is_empty() && !config.allow_faults {
+            return Err("faults.allow_faults is not true on this host".into());
+        }
+        faults.replace(&config.points, None)?;
         Ok(faults)
     }
 
-    /// Replaces the rules.
+    /// Replaces the rules, on request; forgotten after `life`. Answers those of the replaced ones
+    /// that had not been met as often as they say.
     ///
     /// # Errors
-    /// As [`Faults::new`]; the rules stay as they were.
-    pub fn set(&self, points: &[String]) -> Result<(), String> {
-        if !points.is_empty() && !self.allowed {
-            return Err("faults.allow_faults is not true on this host".into());
+    /// When faults are not allowed here, or for the first rule that is not understood. The rules stay
+    /// as they were.
+    pub fn set(&self, points: &[String], life: Duration) -> Result<Vec<String>, Failure> {
+        let refused = |reason, text| Failure::new(reason, Side::Source, text);
+        if !self.allowed {
+            let text = "this agent makes no faults on purpose: faults.allow_faults is not true on its host";
+            return Err(refused(Reason::Refused, text.to_owned()).hint(
+                "set allow_faults = true under [faults] in transhipd.toml and restart the agent; containers \
+                 run on meanwhile",
+            ));
         }
+        let until = Instant::now().checked_add(life.min(MAX_LIFE));
+        self.replace(points, until).map_err(|why| refused(Reason::BadRequest, why))
+    }
+
+    fn replace(&self, points: &[String], until: Option<Instant>) -> Result<Vec<String>, String> {
         if points.len() > MAX_RULES {
             return Err(format!("{} rules; at most {MAX_RULES} are taken", points.len()));
         }
@@ -115,15 +144,24 @@ impl Faults {
         if !rules.is_empty() {
             tracing::warn!(?points, "faults are switched on");
         }
-        *self.rules.lock().unwrap_or_else(PoisonError::into_inner) = rules;
-        Ok(())
+        let old = std::mem::replace(&mut *self.in_force(), Rules { rules, until });
+        Ok(old.rules.into_iter().filter(|r| r.left > 0).map(|r| r.text).collect())
+    }
+
+    /// The rules, less those whose time is over.
+    fn in_force(&self) -> MutexGuard<'_, Rules> {
+        let mut all = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.until.is_some_and(|until| Instant::now() > until) {
+            *all = Rules::default();
+        }
+        all
     }
 
     /// Passes a point: kills or delays here, and answers what the caller has to do itself.
     pub async fn pass(&self, point: &str) -> Option<Action> {
         let action = {
-            let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-            let rule = rules.iter_mut().find(|r| r.left > 0 && r.point == point)?;
+            let mut all = self.in_force();
+            let rule = all.rules.iter_mut().find(|r| r.left > 0 && r.point == point)?;
             rule.left -= 1;
             rule.action
         };
@@ -156,6 +194,22 @@ mod tests {
         assert_eq!(faults.pass("source.send.frozen").await, None);
         assert_eq!(faults.pass("source.send.grant").await, Some(Action::Drop));
         assert_eq!(faults.pass("source.send.grant").await, None);
+    }
+
+    #[tokio::test]
+    async fn rules_set_on_request_need_permission_and_are_forgotten() {
+        let points = vec!["source.send.grant=drop".to_owned()];
+        let refused = Faults::default().set(&points, MAX_LIFE).unwrap_err();
+        assert_eq!(refused.reason, Reason::Refused);
+        assert!(refused.hint.unwrap().contains("allow_faults = true"));
+        let faults = Faults::new(&FaultConfig { allow_faults: true, points: Vec::new() }).unwrap();
+        assert_eq!(faults.set(&points, MAX_LIFE).unwrap(), [""; 0]);
+        assert_eq!(faults.set(&points, MAX_LIFE).unwrap(), points, "nothing has met them");
+        assert_eq!(faults.pass("source.send.grant").await, Some(Action::Drop));
+        assert_eq!(faults.set(&points, Duration::ZERO).unwrap(), [""; 0]);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(faults.pass("source.send.grant").await, None, "their time is over");
+        assert_eq!(faults.set(&["nonsense".into()], MAX_LIFE).unwrap_err().reason, Reason::BadRequest);
     }
 
     #[test]

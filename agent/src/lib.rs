@@ -17,6 +17,7 @@ pub mod runtime;
 pub mod server;
 pub mod storage;
 pub mod transport;
+pub mod wire_rate;
 
 /// Name and version, as told to peers.
 pub const SOFTWARE: &str = concat!("transhipd ", env!("CARGO_PKG_VERSION"));

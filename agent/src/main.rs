@@ -4,7 +4,12 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tranship_agent::config::{self, Config};
+use tranship_agent::journal::JournalError;
+use tranship_agent::wire_rate::{self, WireRate};
 use tranship_agent::{chain, daemon, hook, memory};
+
+/// The journal is damaged. The unit does not start the agent again on this one.
+const DAMAGED: u8 = 3;
 
 /// The tranship agent: checkpoints, moves and restores containers of this host.
 #[derive(Debug, Parser)]
@@ -14,7 +19,8 @@ Examples:
   transhipd --config ./host-a.toml           run with another file
   transhipd check-config                     check the file and the certificates, start nothing
 
-Exit codes: 0 stopped in order; 1 could not start, the message says why; 2 usage.")]
+Exit codes: 0 stopped in order; 1 could not start, the message says why; 2 usage; 3 the journal is damaged:
+nothing was started or changed.")]
 struct Arguments {
     /// Configuration file.
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH, global = true, env = "TRANSHIPD_CONFIG")]
@@ -27,6 +33,11 @@ struct Arguments {
 enum Command {
     /// Check the configuration and the certificates, and say what is wrong.
     CheckConfig,
+    /// Measure what one QUIC stream carries between two hosts.
+    #[command(hide = true)]
+    WireRate(WireRate),
+    /// Put a damaged journal aside and begin a new one; read docs/in-doubt.md first.
+    NewJournal,
     /// Hold a restore until the agent decides; called by CRIU's action script.
     #[command(hide = true)]
     Hook {
@@ -78,6 +89,17 @@ fn main() -> ExitCode {
             }
             Err(e) => fail(&e),
         },
+        Some(Command::WireRate(end)) => match wire_rate::run(config, end) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => fail(&*e),
+        },
+        Some(Command::NewJournal) => match daemon::new_journal(&config) {
+            Ok(aside) => {
+                println!("the journal is in {} now, and a new one is begun", aside.display());
+                ExitCode::SUCCESS
+            }
+            Err(e) => fail(&*e),
+        },
         _ => match daemon::run(config) {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => fail(&*e),
@@ -87,5 +109,12 @@ fn main() -> ExitCode {
 
 fn fail(error: &(dyn std::error::Error + 'static)) -> ExitCode {
     eprintln!("error: {}", chain(error));
-    ExitCode::FAILURE
+    let Some(journal) = error.downcast_ref::<JournalError>() else { return ExitCode::FAILURE };
+    if let Some(hint) = journal.hint() {
+        eprintln!("hint: {hint}");
+    }
+    match journal {
+        JournalError::Damaged { .. } => ExitCode::from(DAMAGED),
+        _ => ExitCode::FAILURE,
+    }
 }

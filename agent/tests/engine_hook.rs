@@ -168,3 +168,27 @@ async fn nonsense_from_a_script_is_closed() {
     }
     assert!(!hold.connected());
 }
+
+#[tokio::test]
+async fn a_script_that_dies_is_a_hold_that_is_lost_until_another_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = HookServer::start(dir.path()).unwrap();
+    let hold = server.expect(id(1));
+    let script = || {
+        let mut stream = UnixStream::connect(dir.path().join("hook.sock")).unwrap();
+        stream.write_all(format!("held {} 1\n", id(1)).as_bytes()).unwrap();
+        stream
+    };
+    let first = script();
+    tokio::time::timeout(LONG, hold.held()).await.unwrap().unwrap();
+    assert!(tokio::time::timeout(WHILE, hold.lost()).await.is_err(), "it is held");
+    drop(first);
+    assert!(tokio::time::timeout(LONG, hold.lost()).await.unwrap());
+    assert!(tokio::time::timeout(WHILE, hold.held()).await.is_err(), "the dead one holds nothing");
+    let _second = script();
+    tokio::time::timeout(LONG, hold.held()).await.unwrap().unwrap();
+    let told = hold.clone();
+    let telling = tokio::spawn(async move { told.release().await });
+    assert!(!tokio::time::timeout(LONG, hold.lost()).await.unwrap(), "what was decided is not lost");
+    telling.abort();
+}

@@ -5,6 +5,9 @@
 //! A subject is this test program again, which works on command: it is told over its input what to do
 //! to its memory, and answers when it has done it.
 
+// Helpers outside of `#[test]` functions: a broken set-up is a failed test.
+#![allow(clippy::unwrap_used)]
+
 use nix::libc;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};

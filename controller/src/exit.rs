@@ -4,7 +4,7 @@ use tranship_proto::status::Reason;
 
 /// Done.
 pub const DONE: u8 = 0;
-/// Failed; a container that was to be moved still runs at its source.
+/// Failed; a container that was to be moved still runs at its source, unless it has ended by itself.
 pub const FAILED: u8 = 1;
 /// The command line or the request does not make sense: nothing was touched.
 pub const USAGE: u8 = 2;
@@ -30,7 +30,10 @@ pub const INTERNAL: u8 = 255;
 /// Every code with what it says, in the order of the manual.
 pub const TABLE: &[(u8, &str)] = &[
     (DONE, "done"),
-    (FAILED, "failed; a container that was to be moved still runs at its source"),
+    (
+        FAILED,
+        "failed; a container that was to be moved still runs at its source, unless it has ended by itself",
+    ),
     (USAGE, "the request makes no sense: unknown container or host, same host, bad option"),
     (PARTIAL, "a part of several failed"),
     (IN_DOUBT, "in doubt: committed, and the destination has not confirmed yet"),
@@ -54,7 +57,7 @@ pub fn code_of(reason: Reason) -> u8 {
         Reason::Busy | Reason::Refused | Reason::NotMigratable => REFUSED,
         Reason::Cancelled => CANCELLED,
         Reason::TooLate => TOO_LATE,
-        Reason::Failed | Reason::Timeout => FAILED,
+        Reason::Failed | Reason::Timeout | Reason::Ended => FAILED,
         Reason::InDoubt => IN_DOUBT,
         Reason::Internal => INTERNAL,
     }
@@ -93,6 +96,7 @@ mod tests {
             (Reason::Timeout, 1),
             (Reason::InDoubt, 4),
             (Reason::Internal, 255),
+            (Reason::Ended, 1),
         ];
         for (reason, code) in expected {
             assert_eq!(code_of(reason), code, "{reason:?}");

@@ -142,6 +142,11 @@ impl Fleet {
 
     /// Asks every host of the inventory the same; answers in the inventory's order.
     pub async fn ask_all(&self, request: &Request) -> Result<Vec<Answer>, Error> {
+        self.ask_all_within(request, EACH).await
+    }
+
+    /// [`Self::ask_all`], with this time for each.
+    pub async fn ask_all_within(&self, request: &Request, each: Duration) -> Result<Vec<Answer>, Error> {
         let hosts = self.inventory().await?;
         let local = self.local_name().await;
         let limit = Arc::new(Semaphore::new(AT_ONCE));
@@ -163,7 +168,7 @@ impl Fleet {
             work.spawn(async move {
                 // The semaphore is never closed.
                 let _turn = limit.acquire().await;
-                let reply = agent.ask_within(request, EACH).await;
+                let reply = agent.ask_within(request, each).await;
                 (i, reply.map(|r| (agent, r)).map_err(Error::from))
             });
         }

@@ -9,6 +9,7 @@
 //! * [`client`]: the Unix socket and QUIC, TLS failures in words;
 //! * [`fleet`]: which agent to talk to, and which host has a container;
 //! * [`follow`] and [`progress`]: a migration under way, as bars, lines or JSON;
+//! * [`drill`]: migrations broken on purpose;
 //! * [`pki`]: the fleet's own certificates;
 //! * [`exit`] and [`error`]: exit codes and how errors read.
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod drill;
 pub mod error;
 pub mod exit;
 pub mod fleet;

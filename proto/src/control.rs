@@ -5,6 +5,7 @@
 //! [`Reply::Failed`] at any point. Closing the stream cancels nothing: a migration belongs to the
 //! agents once it is accepted.
 
+use crate::bounded;
 use crate::error::WireError;
 use crate::handoff::MemoryMode;
 use crate::ids::{ContainerName, HostName, MigrationId};
@@ -13,13 +14,18 @@ use serde::{Deserialize, Serialize};
 
 /// Strings in a list (arguments, environment, addresses): most of them.
 pub const MAX_LIST: usize = 1024;
+/// Versions in a greeting: most of them.
+pub const MAX_VERSIONS: usize = 16;
+/// Rows in one answer: most of them.
+pub const MAX_ROWS: usize = 16 << 10;
 /// Bytes in one string of a request.
 pub const MAX_STRING: usize = 32 << 10;
 
 /// First message on a connection, both ways round.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Protocol versions spoken, best first; at most 16.
+    /// Protocol versions spoken, best first; at most [`MAX_VERSIONS`].
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_VERSIONS>")]
     pub versions: Vec<u16>,
     /// Software and version, for the log.
     pub software: String,
@@ -40,6 +46,7 @@ pub enum Welcome {
     /// Nothing in common.
     NoSharedVersion {
         /// What the answering side speaks.
+        #[serde(deserialize_with = "bounded::list::<_, _, MAX_VERSIONS>")]
         versions: Vec<u16>,
         /// Software and version.
         software: String,
@@ -52,10 +59,12 @@ pub struct LinkSpec {
     /// Fleet network.
     pub network: String,
     /// Addresses as `ip/prefix`.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
     pub addresses: Vec<String>,
     /// MAC address `aa:bb:..`; made up when absent.
     pub mac: Option<String>,
     /// Default gateways (at most one per family).
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
     pub gateways: Vec<String>,
 }
 
@@ -87,12 +96,16 @@ pub struct RunRequest {
     /// Root file system.
     pub rootfs: RootfsSpec,
     /// Interfaces, `eth0` first; at most 16.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
     pub links: Vec<LinkSpec>,
     /// Volumes; at most 64.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
     pub volumes: Vec<VolumeSpec>,
     /// `NAME=value`.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
     pub env: Vec<String>,
     /// Command line; empty only with a bundle.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
     pub args: Vec<String>,
     /// Working directory.
     pub cwd: Option<String>,
@@ -240,6 +253,14 @@ pub enum Request {
         /// Where the container is to run.
         run_at: Side,
     },
+    /// Replaces the fault points of the answering agent; refused unless its configuration allows faults.
+    Faults {
+        /// `POINT=ACTION`, as in the configuration; at most 64. None: no faults any more.
+        #[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")]
+        points: Vec<String>,
+        /// After how long they are forgotten, should nobody take them back; at most an hour.
+        seconds: u32,
+    },
 }
 
 /// What an agent answers.
@@ -248,9 +269,9 @@ pub enum Reply {
     /// To `HostInfo`.
     HostInfo(HostInfo),
     /// To `Hosts`.
-    Hosts(Vec<HostRow>),
+    Hosts(#[serde(deserialize_with = "bounded::list::<_, _, MAX_ROWS>")] Vec<HostRow>),
     /// To `List`.
-    Containers(Vec<ContainerRow>),
+    Containers(#[serde(deserialize_with = "bounded::list::<_, _, MAX_ROWS>")] Vec<ContainerRow>),
     /// A JSON document (inspect).
     Document(String),
     /// Log bytes.
@@ -261,15 +282,17 @@ pub enum Reply {
         migration: MigrationId,
     },
     /// To a dry run: what would be done, a line each.
-    Plan(Vec<String>),
+    Plan(#[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")] Vec<String>),
     /// An event.
     Event(Event),
     /// To `Status` and `History`.
-    Migrations(Vec<MigrationStatus>),
+    Migrations(#[serde(deserialize_with = "bounded::list::<_, _, MAX_ROWS>")] Vec<MigrationStatus>),
     /// Done, with a few words.
     Done(String),
     /// No more follows.
     End,
     /// The request failed.
     Failed(Failure),
+    /// To `Faults`: the points that were replaced and had not been met.
+    Unmet(#[serde(deserialize_with = "bounded::list::<_, _, MAX_LIST>")] Vec<String>),
 }

@@ -28,6 +28,7 @@
 //! When an operator has settled a migration that was in doubt, the side that runs the container says
 //! so in its [`Position`]: `Taken` or `TakenBack`. The other one obeys when it is back.
 
+use crate::bounded;
 use crate::ids::{ContainerName, Epoch, HostName, MigrationId};
 use crate::pages::PagesEnd;
 use crate::status::Failure;
@@ -37,6 +38,9 @@ use serde::{Deserialize, Serialize};
 pub const MAX_TREES: usize = 65;
 /// Bytes of a JSON document inside a message.
 pub const MAX_DOCUMENT: usize = 1 << 20;
+
+/// Strings in a list (processor features, notices): most of them.
+pub const MAX_WORDS: usize = 1024;
 
 /// A message with what it is about.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +91,7 @@ pub struct Offer {
     #[serde(with = "serde_bytes")]
     pub network_json: Vec<u8>,
     /// Trees.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_TREES>")]
     pub trees: Vec<TreeOffer>,
     /// Resident memory of the container's processes.
     pub memory_bytes: u64,
@@ -97,6 +102,7 @@ pub struct Offer {
     /// CPU architecture.
     pub arch: String,
     /// CPU feature names of the source; T must have them all.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub cpu_features: Vec<String>,
     /// Runtime family (`runc`): images of one family do not restore under another.
     pub runtime: String,
@@ -114,6 +120,7 @@ pub struct Totals {
     /// Their bytes.
     pub image_bytes: u64,
     /// Last pass number of each tree, in order of index.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_TREES>")]
     pub tree_passes: Vec<u32>,
     /// What the rounds over the memory have carried; in fast mode only.
     pub memory: Option<MemoryTotals>,
@@ -147,6 +154,7 @@ pub enum Handoff {
         /// Milliseconds that the reservation outlives the connection.
         lease_ms: u64,
         /// What T noticed and did not refuse for.
+        #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
         notices: Vec<String>,
         /// How memory is to travel: as S wants it, or plain where T cannot have it so.
         memory: MemoryMode,

@@ -11,6 +11,7 @@
 //! only module that knows the serializer.
 #![forbid(unsafe_code)]
 
+mod bounded;
 pub mod bulk;
 pub mod codec;
 pub mod control;

@@ -10,6 +10,7 @@
 //! Rejected: digests as names of contents. The destination would have to keep and search them,
 //! and a slot number is checked by one comparison.
 
+use crate::bounded;
 use crate::error::WireError;
 use serde::{Deserialize, Serialize};
 
@@ -50,10 +51,13 @@ pub struct PageBatch {
     /// The process, by its number in the container, as CRIU's images name it.
     pub pid: u32,
     /// Pages whose contents follow; their slots are overwritten.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_RUNS>")]
     pub data: Vec<SlotRun>,
     /// Pages with the contents of slots that were sent before, or are in the same round.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_RUNS>")]
     pub refs: Vec<SlotRun>,
     /// Pages of zeros.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_RUNS>")]
     pub zeros: Vec<ZeroRun>,
 }
 

@@ -3,6 +3,8 @@
 //! These types are both wire vocabulary (bincode, positional) and the command's JSON output, so
 //! fields carry their unit in the name and enums have no data in their JSON tags.
 
+use crate::bounded;
+use crate::handoff::MAX_WORDS;
 use crate::ids::{ContainerName, Epoch, HostName, MigrationId};
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +112,8 @@ pub enum Reason {
     InDoubt,
     /// A bug or a damaged journal.
     Internal,
+    /// The container's program has ended meanwhile: it runs nowhere, and is where it was.
+    Ended,
 }
 
 /// Which side a failure happened on.
@@ -246,6 +250,7 @@ impl EventBody {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct Summary {
     /// Duration of each phase that ran, in order.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub phases_us: Vec<(String, u64)>,
     /// From the request to the end of the retire phase.
     pub total_us: u64,
@@ -321,6 +326,7 @@ pub struct ContainerRow {
     /// Pid of its first process on that host.
     pub pid: Option<i32>,
     /// Addresses, `ip/prefix`.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub addresses: Vec<String>,
     /// Command line.
     pub command: String,
@@ -361,6 +367,7 @@ pub struct HostInfo {
     /// runc's version.
     pub runc: String,
     /// Fleet networks that the host can attach to.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub networks: Vec<String>,
     /// Containers that it owns.
     pub containers: u32,
@@ -371,5 +378,6 @@ pub struct HostInfo {
     /// Space available in the state directory, in MiB.
     pub disk_available_mib: u64,
     /// What makes the host unfit, if anything.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_WORDS>")]
     pub problems: Vec<String>,
 }

@@ -12,6 +12,7 @@
 //! File bytes never pass through the codec: [`TreeRecord::split`] parts a record into [`TreeMeta`] (serde)
 //! and payload.
 
+use crate::bounded;
 use serde::{Deserialize, Serialize};
 
 mod check;
@@ -140,6 +141,7 @@ pub struct Entry {
     /// Owner, mode, times.
     pub meta: Meta,
     /// All extended attributes, sorted by name; others of the carried namespaces are removed.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_XATTRS>")]
     pub xattrs: Vec<Xattr>,
 }
 

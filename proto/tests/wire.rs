@@ -17,6 +17,9 @@ use std::sync::LazyLock;
 use tranship_proto::bulk::{RECORD_HEADER_LEN, RecordHeader};
 use tranship_proto::error::WireError;
 use tranship_proto::frame::{HEADER_LEN, Header};
+use tranship_proto::handoff::{Envelope, Handoff, MemoryMode, Offer};
+use tranship_proto::ids::Epoch;
+use tranship_proto::pages::{PageBatch, ZeroRun};
 use tranship_proto::registry::{Message, limit_of};
 use tranship_proto::tree::{TreeMeta, TreeRecord};
 use tranship_proto::{codec, version};
@@ -158,4 +161,27 @@ proptest! {
             prop_assert!(message.to_frame(VERSION).is_ok());
         }
     }
+}
+
+/// A message whose lists are longer than allowed is refused before the lists are in memory.
+#[test]
+fn tiny_strings_do_not_become_megabytes() {
+    for (name, list) in [("notices", 0), ("features", 1)] {
+        let words = vec![String::new(); tranship_proto::handoff::MAX_WORDS + 1];
+        let body = match list {
+            0 => Handoff::Reserved { lease_ms: 1, notices: words, memory: MemoryMode::Plain },
+            _ => Handoff::Reserve(Box::new(Offer { cpu_features: words, ..samples::offer() })),
+        };
+        let message = Message::from(Envelope { migration: samples::id(), epoch: Epoch(1), body });
+        let frame = message.to_frame(VERSION).unwrap();
+        let why = Message::from_frame(&frame).unwrap_err().to_string();
+        assert!(why.contains("in a list"), "{name}: {why}");
+    }
+    let batch = PageBatch {
+        pid: 1,
+        zeros: vec![ZeroRun { vaddr: 0, pages: 1 }; tranship_proto::pages::MAX_RUNS + 1],
+        ..PageBatch::default()
+    };
+    let bytes = codec::encode("batch", &batch, 1 << 20).unwrap();
+    assert!(codec::decode::<PageBatch>("batch", &bytes).is_err());
 }

@@ -14,6 +14,12 @@ struct Config {
     hosts: Vec<Peer>,
     volumes: Volumes,
     log: Log,
+    faults: Faults,
+}
+
+#[derive(Serialize)]
+struct Faults {
+    allow_faults: bool,
 }
 
 #[derive(Serialize)]
@@ -51,7 +57,7 @@ struct Log {
 }
 
 /// The configuration of host number `index` of `count`: both networks, every host of the lab,
-/// volumes below /srv.
+/// volumes below /srv, faults on request.
 pub fn render(index: usize, count: usize) -> Result<String> {
     let address = |index| format!("{}:{AGENT_PORT}", Network::Lan.host_v4(index));
     let config = Config {
@@ -69,6 +75,7 @@ pub fn render(index: usize, count: usize) -> Result<String> {
         hosts: (0..count).map(|index| Peer { name: host_name(index), address: address(index) }).collect(),
         volumes: Volumes { roots: ["/srv"] },
         log: Log { format: "plain" },
+        faults: Faults { allow_faults: true },
     };
     toml::to_string(&config).map_err(|e| LabError::System {
         what: "write a configuration".into(),

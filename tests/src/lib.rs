@@ -21,6 +21,7 @@
 //! removed by another process than the one that made it.
 
 pub mod agent_config;
+pub mod agent_log;
 pub mod ask;
 pub mod audit;
 pub mod bench;
@@ -36,6 +37,7 @@ pub mod host_init;
 pub mod image;
 pub mod lab;
 pub mod names;
+pub mod peer;
 pub mod pki;
 pub mod progress;
 pub mod rlimits;

@@ -32,7 +32,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let tally = scenario::run(&mut scene, &filters);
+    let tally = scenario::run(&mut scene, &scenario::chosen(&filters));
+    println!("{tally}");
     if std::env::var_os("TRANSHIP_LAB_KEEP").is_none()
         && let Err(e) = scene.lab().down()
     {

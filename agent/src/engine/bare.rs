@@ -1,7 +1,7 @@
 //! The engine for a host without any: an OCI runtime, conmon, and directories of our own.
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::moved::{self, Arrival};
 use super::paths::{Layout, make_dir, read_json, write_json};
 use super::restore::{RestoreHandle, RestoreRequest};
 use super::{Engine, Result, create, lifecycle, logs, policy, restore};
-use crate::hook::{HookFiles, HookServer, own_program};
+use crate::hook::{DumpHold, HookFiles, HookServer, own_program};
 use crate::runtime::Runtime;
 
 /// Where things are and what is allowed.
@@ -49,6 +49,27 @@ pub struct Bare {
 }
 
 impl Bare {
+    /// What there is of containers below a `state_dir`, whole or arriving, in words; for who has to
+    /// know before an engine may be opened.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn on_disk(state_dir: &Path) -> std::io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for (place, what) in [("containers", "container"), ("incoming", "arriving container")] {
+            match std::fs::read_dir(state_dir.join(place)) {
+                Ok(entries) => {
+                    for entry in entries {
+                        found.push(format!("{what} {}", entry?.file_name().to_string_lossy()));
+                    }
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(found)
+    }
+
     /// Opens the engine, making its directories and finishing removals that a crash cut short.
     ///
     /// # Errors
@@ -227,9 +248,10 @@ impl Engine for Bare {
         Box::pin(lifecycle::retire(self, name, released))
     }
 
-    fn dump_config(&self, migration: MigrationId, page_socket: Option<RawFd>) -> Result<PathBuf> {
-        let written = HookFiles::new(&self.layout.run_dir, migration).write_dump(page_socket);
-        written.map_err(EngineError::io("write criu configuration below", &self.layout.run_dir))
+    fn hold_dump(&self, migration: MigrationId, page_socket: RawFd) -> Result<DumpHold> {
+        let files = HookFiles::new(&self.layout.run_dir, migration);
+        let held = files.hold_dump(&self.hook_program, page_socket);
+        held.map_err(EngineError::io("write hook files below", &self.layout.run_dir))
     }
 
     fn forget_migration(&self, migration: MigrationId) -> Result<()> {

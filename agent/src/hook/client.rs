@@ -9,18 +9,27 @@ use std::time::Duration;
 
 use tranship_proto::ids::MigrationId;
 
+use super::dump::{DumpStep, may_go_on};
 use super::{Decision, MAX_LINE};
 
 /// Between two attempts to reach the agent.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// `transhipd hook --socket PATH --migration ID`: returns success after `go` only.
+/// What is asked about.
+#[derive(Debug, PartialEq, Eq)]
+enum Asking {
+    Restore(MigrationId),
+    Dump(DumpStep),
+}
+
+/// `transhipd hook --socket PATH --migration ID` for a restore, `transhipd hook --socket PATH --dump STEP`
+/// for a dump: returns success after `go` only.
 ///
-/// Exit status: 0 go, 1 abort, 2 wrong usage. Every status but 0 makes CRIU call the restore off.
+/// Exit status: 0 go, 1 abort, 2 wrong usage. Every status but 0 makes CRIU call the whole off.
 pub fn hook_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Called for another step by hand: nothing to hold, and success would be the wrong answer.
-    let Some((socket, migration)) = parse(args) else {
-        eprintln!("usage: transhipd hook --socket PATH --migration ID");
+    let Some((socket, asking)) = parse(args) else {
+        eprintln!("usage: transhipd hook --socket PATH --migration ID | --dump STEP");
         return ExitCode::from(2);
     };
     // A hold without its CRIU holds nothing, and nobody would ever end it.
@@ -29,25 +38,31 @@ pub fn hook_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if tied.is_err() || parent.is_none() || rustix::process::getppid() != parent {
         return ExitCode::FAILURE;
     }
-    let pid = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|p| p.parse::<i32>().ok()).unwrap_or(0);
-    match wait_for_decision(&socket, migration, pid) {
-        Decision::Go => ExitCode::SUCCESS,
-        Decision::Abort => ExitCode::FAILURE,
-    }
+    let go = match asking {
+        Asking::Dump(step) => may_go_on(&socket, step),
+        Asking::Restore(migration) => {
+            let pid = std::env::var("CRTOOLS_INIT_PID").ok().and_then(|p| p.parse::<i32>().ok()).unwrap_or(0);
+            wait_for_decision(&socket, migration, pid) == Decision::Go
+        }
+    };
+    if go { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn parse(args: impl IntoIterator<Item = OsString>) -> Option<(PathBuf, MigrationId)> {
-    let (mut socket, mut migration) = (None, None);
+fn parse(args: impl IntoIterator<Item = OsString>) -> Option<(PathBuf, Asking)> {
+    let (mut socket, mut asking) = (None, None);
     let mut args = args.into_iter();
     while let Some(name) = args.next() {
         let value = args.next()?;
         match name.to_str()? {
             "--socket" => socket = Some(PathBuf::from(value)),
-            "--migration" => migration = Some(value.to_str()?.parse().ok()?),
+            "--migration" if asking.is_none() => {
+                asking = Some(Asking::Restore(value.to_str()?.parse().ok()?));
+            }
+            "--dump" if asking.is_none() => asking = Some(Asking::Dump(DumpStep::parse(value.to_str()?)?)),
             _ => return None,
         }
     }
-    Some((socket?, migration?))
+    Some((socket?, asking?))
 }
 
 /// Asks until there is an answer, for ever.
@@ -80,6 +95,8 @@ mod tests {
         let id = "01890a5d-ac96-774b-bcce-b302099a8057";
         let words = |w: &[&str]| parse(w.iter().map(OsString::from).collect::<Vec<_>>());
         assert!(words(&["--socket", "/s", "--migration", id]).is_some());
+        let (_, asking) = words(&["--socket", "/s", "--dump", "post-dump"]).unwrap();
+        assert_eq!(asking, Asking::Dump(DumpStep::After));
         for bad in [
             &[][..],
             &["--socket"],
@@ -87,6 +104,8 @@ mod tests {
             &["--migration", id],
             &["--socket", "/s", "--migration", "../x"],
             &["--x", "y"],
+            &["--socket", "/s", "--dump", "pre-restore"],
+            &["--socket", "/s", "--dump", "pre-dump", "--migration", id],
         ] {
             assert!(words(bad).is_none(), "{bad:?}");
         }

@@ -10,8 +10,11 @@
 //! (no peer identity).
 //!
 //! On the wire, one line each: `held MIGRATION PID` from the script, `go` or `abort` back, `ok` at last.
+//!
+//! The hold at the source, before a dump, is another matter: see [`DumpHold`].
 
 mod client;
+mod dump;
 mod server;
 
 use std::fs;
@@ -23,6 +26,7 @@ use std::path::{Path, PathBuf};
 use tranship_proto::ids::MigrationId;
 
 pub use client::hook_main;
+pub use dump::DumpHold;
 pub use server::{HeldHandle, HookError, HookServer};
 
 use crate::criu::CriuConfig;
@@ -73,25 +77,22 @@ impl HookFiles {
     pub fn write_restore(&self, program: &Path, migration: MigrationId) -> io::Result<PathBuf> {
         self.make_dir()?;
         let script = self.dir.join("script");
-        let text = script_text(program, &self.socket, migration)?;
-        let _ = fs::remove_file(&script);
-        fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o700)
-            .open(&script)?
-            .write_all(text.as_bytes())?;
+        write_script(&script, &restore_script(program, &self.socket, migration)?)?;
         let config = self.dir.join("criu.conf");
         CriuConfig { action_script: Some(script), ..Default::default() }.write(&config)?;
         Ok(config)
     }
 
-    /// Writes the configuration for a dump, with the descriptor of its page socket; returns its path.
-    pub fn write_dump(&self, page_socket: Option<RawFd>) -> io::Result<PathBuf> {
+    /// Writes script and configuration for a dump that waits, with the descriptor of its page socket, and
+    /// listens for the script. Must be called on a tokio runtime.
+    pub fn hold_dump(&self, program: &Path, page_socket: RawFd) -> io::Result<DumpHold> {
         self.make_dir()?;
+        let (script, socket) = (self.dir.join("dump-script"), self.dir.join("dump.sock"));
+        write_script(&script, &dump_script(program, &socket)?)?;
         let config = self.dir.join("dump.conf");
-        CriuConfig { page_socket, ..Default::default() }.write(&config)?;
-        Ok(config)
+        CriuConfig { action_script: Some(script), page_socket: Some(page_socket), ..Default::default() }
+            .write(&config)?;
+        DumpHold::new(config, &socket)
     }
 
     /// Removes all files. Nothing to do when there are none.
@@ -116,14 +117,13 @@ pub fn own_program() -> io::Result<PathBuf> {
     }
 }
 
-fn script_text(program: &Path, socket: &Path, migration: MigrationId) -> io::Result<String> {
-    let quote = |path: &Path| match path.to_str() {
-        Some(p) if !p.contains(|c: char| c == '\'' || c.is_control()) => Ok(format!("'{p}'")),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{} cannot stand in a script", path.display()),
-        )),
-    };
+fn write_script(path: &Path, text: &str) -> io::Result<()> {
+    let _ = fs::remove_file(path);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+fn restore_script(program: &Path, socket: &Path, migration: MigrationId) -> io::Result<String> {
     Ok(format!(
         "#!/bin/sh\n# Called by criu at each step of a restore; waits for the agent at one of them.\n\
          [ \"$CRTOOLS_SCRIPT_ACTION\" = post-restore ] || exit 0\n\
@@ -131,6 +131,26 @@ fn script_text(program: &Path, socket: &Path, migration: MigrationId) -> io::Res
         quote(program)?,
         quote(socket)?,
     ))
+}
+
+fn dump_script(program: &Path, socket: &Path) -> io::Result<String> {
+    Ok(format!(
+        "#!/bin/sh\n# Called by criu at each step of a dump; asks the agent before the first and after the last.\n\
+         case \"$CRTOOLS_SCRIPT_ACTION\" in pre-dump | post-dump) ;; *) exit 0 ;; esac\n\
+         exec {} hook --socket {} --dump \"$CRTOOLS_SCRIPT_ACTION\"\n",
+        quote(program)?,
+        quote(socket)?,
+    ))
+}
+
+fn quote(path: &Path) -> io::Result<String> {
+    match path.to_str() {
+        Some(p) if !p.contains(|c: char| c == '\'' || c.is_control()) => Ok(format!("'{p}'")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} cannot stand in a script", path.display()),
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -175,9 +195,30 @@ mod tests {
         assert!(!run("post-restore"));
     }
 
+    #[tokio::test]
+    async fn the_script_of_a_dump_asks_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = HookFiles::new(dir.path(), id());
+        let hold = files.hold_dump(Path::new("/bin/false"), 64).unwrap();
+        let config = fs::read_to_string(hold.config()).unwrap();
+        assert!(config.contains("dump-script") && config.contains("ps-socket 64"), "{config}");
+        let run = |action: &str| {
+            std::process::Command::new("/bin/sh")
+                .arg(files.dir.join("dump-script"))
+                .env("CRTOOLS_SCRIPT_ACTION", action)
+                .status()
+                .unwrap()
+                .success()
+        };
+        for action in ["network-lock", "query-ext-files", "network-unlock", ""] {
+            assert!(run(action), "{action}");
+        }
+        assert!(!run("pre-dump") && !run("post-dump"));
+    }
+
     #[test]
     fn odd_paths_are_refused() {
-        assert!(script_text(Path::new("/a'b"), Path::new("/s"), id()).is_err());
-        assert!(script_text(Path::new("/a"), Path::new("/s\n"), id()).is_err());
+        assert!(restore_script(Path::new("/a'b"), Path::new("/s"), id()).is_err());
+        assert!(dump_script(Path::new("/a"), Path::new("/s\n")).is_err());
     }
 }

@@ -6,27 +6,44 @@
 //! `sqlite3`. One thread owns the connection; calls queue up for it, so nothing blocks the
 //! runtime. Nothing here knows the wire or the order of steps.
 //!
-//! A journal that cannot be read is an error at start, never an empty journal.
+//! A journal that cannot be read, that lost its end, or that is not there although containers are, is
+//! an error at start, never an empty journal: what is frozen or held stays so.
 
+mod renew;
 mod schema;
+mod witness;
+
+pub use renew::renew;
 
 use rusqlite::{Connection, OptionalExtension, params};
+use schema::Refusal;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 use tranship_proto::ids::{ContainerName, Epoch, HostName, MigrationId};
 use tranship_proto::status::{MigrationStatus, Progressing, Side};
+use witness::Witness;
 
 /// Why the journal failed.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The database cannot be opened or is damaged.
-    #[error("cannot open the journal {path}: {why}; nothing is started that the journal should know of")]
+    /// The database cannot be opened just now.
+    #[error("cannot open the journal {path}: {why}")]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
+        why: String,
+    },
+    /// The journal does not hold what this agent has written.
+    #[error(
+        "the journal {path} is damaged: {why}; nothing was started or changed, and what is frozen or held here stays so"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How that is known.
         why: String,
     },
     /// A read or a write failed.
@@ -40,6 +57,19 @@ pub enum JournalError {
     /// The journal's thread has ended.
     #[error("the journal is closed")]
     Closed,
+}
+
+impl JournalError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Damaged { .. } => Some(
+                "keep journal.db, journal.db-wal and journal.db-shm as they are; docs/in-doubt.md, \"The journal is \
+                 damaged\", says how to find out which containers are this host's, and how to go on",
+            ),
+            _ => None,
+        }
+    }
 }
 
 /// A decision. Written before what it allows is done.
@@ -128,14 +158,52 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Debug, Clone)]
 pub struct Journal {
     jobs: mpsc::Sender<Job>,
+    witness: Arc<Witness>,
+    path: Arc<Path>,
 }
 
 impl Journal {
     /// Opens or makes the journal in `state_dir` and checks that it is whole.
-    pub fn open(state_dir: &Path) -> Result<Self, JournalError> {
+    ///
+    /// `run_dir` is a directory in memory, which outlives the agent and not the host. `here` is what is on
+    /// this host of containers: none of it can be there without a journal that knows of it.
+    ///
+    /// # Errors
+    /// [`JournalError::Damaged`] with the files left as they are, or [`JournalError::Open`].
+    pub fn open(state_dir: &Path, run_dir: &Path, here: &[String]) -> Result<Self, JournalError> {
         let path = state_dir.join("journal.db");
         let fail = |why: String| JournalError::Open { path: path.clone(), why };
-        let mut connection = schema::open(&path).map_err(fail)?;
+        let damaged = |why: String| JournalError::Damaged { path: path.clone(), why };
+        let refuse = |refusal| match refusal {
+            Refusal::Damaged(why) => damaged(why),
+            Refusal::Failed(why) => fail(why),
+        };
+        let witness = Witness::open(run_dir).map_err(|e| fail(format!("{}: {e}", run_dir.display())))?;
+        let written = witness.read();
+        let missing = match std::fs::metadata(&path) {
+            Ok(file) => (file.len() == 0).then_some("empty"),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some("missing"),
+            Err(e) => return Err(fail(e.to_string())),
+        };
+        match (missing, here.first()) {
+            (Some(how), Some(one)) => {
+                return Err(damaged(format!(
+                    "it is {how}, and there is {one} here, which it has to know of"
+                )));
+            }
+            (Some(how), None) if written > 0 => {
+                return Err(damaged(format!("it is {how}, and had {written} decisions in it")));
+            }
+            _ => {}
+        }
+        let mut connection = schema::open(&path, here.is_empty() && written == 0).map_err(refuse)?;
+        let newest = schema::newest(&connection).map_err(refuse)?;
+        if newest < written {
+            return Err(damaged(format!(
+                "it ends with decision {newest}, and {written} were written: its end is lost"
+            )));
+        }
+        schema::trust(&connection).map_err(refuse)?;
         let (jobs, queue) = mpsc::channel::<Job>();
         std::thread::Builder::new()
             .name("journal".into())
@@ -145,7 +213,7 @@ impl Journal {
                 }
             })
             .map_err(|e| fail(e.to_string()))?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, witness: Arc::new(witness), path: path.into() })
     }
 
     async fn call<T: Send + 'static>(
@@ -159,16 +227,24 @@ impl Journal {
         });
         self.jobs.send(job).map_err(|_| JournalError::Closed)?;
         let result = rx.await.map_err(|_| JournalError::Closed)?;
-        result.map_err(|e| JournalError::Use { what, why: e.to_string() })
+        result.map_err(|e| match schema::is_damage(&e) {
+            true => {
+                JournalError::Damaged { path: self.path.to_path_buf(), why: format!("cannot {what}: {e}") }
+            }
+            false => JournalError::Use { what, why: e.to_string() },
+        })
     }
 
     /// Enters a migration with its first record, in one transaction. On disk on return.
     pub async fn begin(&self, status: MigrationStatus, record: Record) -> Result<(), JournalError> {
+        let witness = self.witness.clone();
         self.call("enter a migration", move |c| {
             let tx = c.transaction()?;
             upsert(&tx, &status)?;
-            append(&tx, status.migration, status.side, record, status.started_unix_ms)?;
-            tx.commit()
+            let number = append(&tx, status.migration, status.side, record, status.started_unix_ms)?;
+            tx.commit()?;
+            witness.note(number);
+            Ok(())
         })
         .await
     }
@@ -215,12 +291,14 @@ impl Journal {
         record: Record,
         owner: Option<Ownership>,
     ) -> Result<(), JournalError> {
-        let at = now_ms();
+        let (at, witness) = (now_ms(), self.witness.clone());
         self.call("write a decision", move |c| {
             let tx = c.transaction()?;
-            append(&tx, migration, side, record, at)?;
+            let number = append(&tx, migration, side, record, at)?;
             own(&tx, migration, owner)?;
-            tx.commit()
+            tx.commit()?;
+            witness.note(number);
+            Ok(())
         })
         .await
     }
@@ -233,13 +311,15 @@ impl Journal {
         record: Record,
         owner: Option<Ownership>,
     ) -> Result<(), JournalError> {
-        let at = now_ms();
+        let (at, witness) = (now_ms(), self.witness.clone());
         self.call("write an operator's decision", move |c| {
             let tx = c.transaction()?;
             upsert(&tx, &status)?;
-            append(&tx, status.migration, status.side, record, at)?;
+            let number = append(&tx, status.migration, status.side, record, at)?;
             own(&tx, status.migration, owner)?;
-            tx.commit()
+            tx.commit()?;
+            witness.note(number);
+            Ok(())
         })
         .await
     }
@@ -341,12 +421,17 @@ impl Journal {
         .await
     }
 
-    /// Migrations without a final record, for recovery at a start.
+    /// Migrations without a final record, for recovery at a start. Each has a record.
     pub async fn unfinished(&self) -> Result<Vec<Unfinished>, JournalError> {
         let open = self.migrations(false, 1000).await?;
         let mut found = Vec::with_capacity(open.len());
         for status in open {
             let records = self.records(status.migration, status.side).await?;
+            if records.is_empty() {
+                // They are begun together.
+                let why = format!("migration {} is in it without a decision", status.migration);
+                return Err(JournalError::Damaged { path: self.path.to_path_buf(), why });
+            }
             found.push(Unfinished { status, records });
         }
         Ok(found)
@@ -392,12 +477,12 @@ fn append(
     side: Side,
     record: Record,
     at: i64,
-) -> Result<(), rusqlite::Error> {
+) -> Result<i64, rusqlite::Error> {
     c.execute(
         "INSERT INTO records (migration, side, record, at_unix_ms) VALUES (?1, ?2, ?3, ?4)",
         params![migration.to_string(), side_name(side), record.as_str(), at],
-    )
-    .map(|_| ())
+    )?;
+    Ok(c.last_insert_rowid())
 }
 
 fn own(c: &Connection, migration: MigrationId, owner: Option<Ownership>) -> Result<(), rusqlite::Error> {
@@ -461,7 +546,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let id = MigrationId(uuid::Uuid::now_v7());
         {
-            let journal = Journal::open(dir.path()).unwrap();
+            let journal = Journal::open(dir.path(), dir.path(), &[]).unwrap();
             journal.begin(status(id, Progressing::Running), Record::Accepted).await.unwrap();
             let owner = Ownership {
                 container: "web".parse().unwrap(),
@@ -471,7 +556,7 @@ mod tests {
             journal.record(id, Side::Source, Record::Released, Some(owner)).await.unwrap();
             journal.keep_document(id, Side::Source, b"{}".to_vec()).await.unwrap();
         }
-        let journal = Journal::open(dir.path()).unwrap();
+        let journal = Journal::open(dir.path(), dir.path(), &[]).unwrap();
         let found = journal.unfinished().await.unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].records, [Record::Accepted, Record::Released]);
@@ -489,7 +574,7 @@ mod tests {
     #[tokio::test]
     async fn an_older_epoch_never_replaces_a_newer_one() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::open(dir.path()).unwrap();
+        let journal = Journal::open(dir.path(), dir.path(), &[]).unwrap();
         let id = MigrationId(uuid::Uuid::now_v7());
         let own = |epoch, host: &str| Ownership {
             container: "web".parse().unwrap(),
@@ -502,15 +587,5 @@ mod tests {
             journal.ownership(&"web".parse().unwrap()).await.unwrap(),
             Some((Epoch(5), "host-b".into()))
         );
-    }
-
-    #[test]
-    fn a_damaged_journal_is_refused_and_not_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("journal.db"), b"SQLite format 3\0 and then nonsense".repeat(200))
-            .unwrap();
-        let error = Journal::open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("cannot open the journal"), "{error}");
-        assert!(std::fs::read(dir.path().join("journal.db")).unwrap().starts_with(b"SQLite"));
     }
 }

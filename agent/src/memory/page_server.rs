@@ -1,20 +1,20 @@
 //! CRIU's page server protocol, the receiving end, as read in CRIU 4.2 `criu/page-xfer.c`.
 //!
-//! `runc checkpoint --page-server 127.0.0.1:PORT` makes CRIU send all process and shared memory
-//! here instead of into files. Each object (`OPEN2`) becomes one `pages-N.img`, streamed on while
+//! With `runc checkpoint --page-server` CRIU sends all process and shared memory here instead of into
+//! files, over a socket pair that it inherits (`ps-socket`). Each object (`OPEN2`) becomes one `pages-N.img`, streamed on while
 //! it comes, and one small `pagemap-*.img`, which this side writes. The command structure has no
 //! version in it; its size changed in CRIU 4.2 and is chosen by the local CRIU's version.
 //!
-//! CRIU connects before it freezes anything, so a refusal here is harmless. An error after that
-//! is reported to CRIU as a protocol error, which makes the dump fail and leaves the tasks as they
-//! were. Not done: TLS (loopback only) and the legacy commands of CRIU before 3.
+//! An error here closes the socket, which makes the dump fail and leaves the tasks as they were. Not done:
+//! TLS (the socket has no name) and the legacy commands of CRIU before 3.
+//!
+//! Rejected: a TCP connection to the loopback address. CRIU corks it and does not uncork it before its
+//! last command, which so leaves only after the kernel's 200 ms, inside the blackout.
 
 use super::pagemap::{self, Entry, PE_PARENT, PE_PRESENT};
 use super::send::{ImageSender, OpenImage, SendError};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::os::unix::net::UnixStream;
 
 /// Size of a page; CRIU's protocol counts in them.
 const PAGE: u64 = 4096;
@@ -71,9 +71,9 @@ pub enum PageError {
     /// The images could not be passed on.
     #[error("cannot pass pages on")]
     Send(#[from] SendError),
-    /// Asked to stop.
-    #[error("stopped while waiting for CRIU")]
-    Stopped,
+    /// CRIU has ended, and says why itself.
+    #[error("CRIU's page stream ended early")]
+    Ended,
 }
 
 struct Object {
@@ -91,10 +91,10 @@ struct Command {
     dst_id: u64,
 }
 
-/// A page server that waits for CRIU.
+/// A page server for one dump.
 #[derive(Debug)]
 pub struct PageServer {
-    listener: TcpListener,
+    stream: UnixStream,
     layout: Layout,
 }
 
@@ -108,54 +108,26 @@ pub struct PageTotals {
 }
 
 impl PageServer {
-    /// Listens on a free port of the loopback address.
-    pub fn bind(layout: Layout) -> Result<Self, PageError> {
-        let io = |source| PageError::Io { what: "listen for", source };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(io)?;
-        listener.set_nonblocking(true).map_err(io)?;
-        Ok(Self { listener, layout })
+    /// Of the dump that has the other end of this socket.
+    pub fn new(stream: UnixStream, layout: Layout) -> Self {
+        Self { stream, layout }
     }
 
-    /// Where CRIU is to connect.
-    pub fn address(&self) -> Result<SocketAddr, PageError> {
-        self.listener.local_addr().map_err(|source| PageError::Io { what: "listen for", source })
-    }
-
-    /// Serves one dump: accepts one connection and passes every object on. Blocking.
-    ///
-    /// Returns when CRIU has closed the stream in order. `stop` ends the wait for a connection,
-    /// which is how a dump that failed before connecting is noticed.
-    pub fn serve(self, images: &mut ImageSender, stop: &AtomicBool) -> Result<PageTotals, PageError> {
-        let stream = self.accept(stop)?;
-        drop(self.listener);
-        let mut session =
-            Session { stream, layout: self.layout, images, current: None, totals: PageTotals::default() };
+    /// Passes every object on. Blocking; returns when CRIU has closed the stream in order, or has ended.
+    pub fn serve(self, images: &mut ImageSender) -> Result<PageTotals, PageError> {
+        let mut session = Session {
+            stream: self.stream,
+            layout: self.layout,
+            images,
+            current: None,
+            totals: PageTotals::default(),
+        };
         session.run()
-    }
-
-    fn accept(&self, stop: &AtomicBool) -> Result<TcpStream, PageError> {
-        loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    let io = |source| PageError::Io { what: "take up", source };
-                    stream.set_nonblocking(false).map_err(io)?;
-                    stream.set_nodelay(true).map_err(io)?;
-                    return Ok(stream);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if stop.load(Ordering::Relaxed) {
-                        return Err(PageError::Stopped);
-                    }
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(source) => return Err(PageError::Io { what: "take up", source }),
-            }
-        }
     }
 }
 
 struct Session<'a> {
-    stream: TcpStream,
+    stream: UnixStream,
     layout: Layout,
     images: &'a mut ImageSender,
     current: Option<Object>,
@@ -187,7 +159,7 @@ impl Session<'_> {
     fn command(&mut self) -> Result<Command, PageError> {
         let mut raw = [0; 32];
         let len = self.layout.len();
-        self.stream.read_exact(&mut raw[..len]).map_err(|source| PageError::Io { what: "read", source })?;
+        self.stream.read_exact(&mut raw[..len]).map_err(read_error)?;
         Ok(parse_command(&raw, self.layout))
     }
 
@@ -230,9 +202,7 @@ impl Session<'_> {
         object.entries.push(Entry { vaddr: c.vaddr, pages: c.nr_pages, flags: c.flags });
         if c.flags & PE_PRESENT != 0 {
             self.totals.pages += c.nr_pages;
-            self.images
-                .fill(&mut object.pages, &mut self.stream, Some(bytes))
-                .map_err(|source| PageError::Io { what: "read", source })??;
+            self.images.fill(&mut object.pages, &mut self.stream, Some(bytes)).map_err(read_error)??;
         }
         Ok(())
     }
@@ -245,6 +215,13 @@ impl Session<'_> {
         self.images.write(&mut file, &image)?;
         self.images.end(file)?;
         Ok(())
+    }
+}
+
+fn read_error(source: io::Error) -> PageError {
+    match source.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => PageError::Ended,
+        _ => PageError::Io { what: "read", source },
     }
 }
 

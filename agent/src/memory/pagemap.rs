@@ -109,7 +109,8 @@ fn invalid(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.into())
 }
 
-fn parse(bytes: &[u8]) -> io::Result<Vec<Entry>> {
+/// The same from memory.
+pub fn parse(bytes: &[u8]) -> io::Result<Vec<Entry>> {
     let mut rest = bytes;
     if (word(&mut rest)?, word(&mut rest)?) != (IMG_COMMON_MAGIC, PAGEMAP_MAGIC) {
         return Err(invalid("not a page map"));

@@ -5,6 +5,7 @@ pub mod doubt;
 pub mod events;
 pub mod link;
 mod orders;
+mod panics;
 mod plan;
 pub mod progress;
 mod recall;

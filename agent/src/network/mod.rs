@@ -13,6 +13,7 @@
 
 mod address;
 mod announce;
+mod backlog;
 mod capture;
 mod connect;
 mod error;
@@ -31,6 +32,7 @@ mod sysctl;
 mod watch;
 
 pub use announce::{announce, frames_of};
+pub use backlog::backlogged_ports;
 pub use capture::capture;
 pub use connect::{Gate, connect, destroy, ports_in_use};
 pub use error::NetworkError;

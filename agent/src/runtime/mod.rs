@@ -6,14 +6,12 @@
 mod cgroup;
 mod runc;
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 pub use cgroup::{Cgroup, CgroupError, Events, StuckProcess};
 pub use runc::{Runc, RuncConfig};
@@ -60,35 +58,29 @@ pub struct RuntimeState {
 pub enum Pages {
     /// In files beside the other images.
     Files,
-    /// Sent to this page server while it dumps.
-    Server(SocketAddr),
-    /// Private memory stays where it is: whoever wants it reads the frozen processes.
-    Left {
-        /// What CRIU serves such pages over, named in the configuration file. With its other end
-        /// closed CRIU ends as soon as the images are there.
-        socket: OwnedFd,
-        /// Told when all images are there; the runtime takes some ten milliseconds more to end.
-        images_done: oneshot::Sender<()>,
-    },
+    /// Sent over this socket, named in the configuration file, as to a page server. A Unix socket: on a
+    /// TCP connection CRIU's last word waits for 200 ms, since it stays corked.
+    Sent(OwnedFd),
+    /// Private memory stays where it is: whoever wants it reads the frozen processes. CRIU would serve it
+    /// over this socket; with its other end closed it ends as soon as the images are there.
+    Left(OwnedFd),
 }
 
 /// What to dump and where to.
 #[derive(Debug)]
 pub struct CheckpointRequest {
-    /// The container, frozen by [`Runtime::freeze`].
+    /// The container, frozen by [`Runtime::freeze`] before CRIU begins.
     pub id: String,
     /// Where images go: memory-backed. Created when missing.
     pub image_dir: PathBuf,
     /// Where CRIU's log and statistics go. Created when missing.
     pub work_dir: PathBuf,
-    /// CRIU configuration file, from [`crate::criu::CriuConfig`].
+    /// CRIU configuration file, from [`crate::criu::CriuConfig`]; its script may make CRIU wait.
     pub criu_config: PathBuf,
     /// Keep established TCP connections.
     pub tcp_established: bool,
     /// Where the contents of memory go.
     pub pages: Pages,
-    /// After this time the dump is reported as stuck. It is not killed: see [`crate::command::OnAbandon::Leave`].
-    pub limit: Duration,
 }
 
 /// A dump that was made.
@@ -205,9 +197,10 @@ pub trait Runtime: Send + Sync {
     /// Undoes [`Runtime::freeze`].
     fn thaw<'a>(&'a self, id: &'a str, limit: Duration) -> BoxFuture<'a, Result<(), RuntimeError>>;
 
-    /// Dumps a frozen container, which stays frozen, complete and resumable.
+    /// Dumps a frozen container, which stays frozen, complete and resumable. Takes as long as CRIU does and
+    /// waits: callers set a deadline.
     ///
-    /// Cancel safety: a dropped future does not stop the dump; see [`CheckpointRequest::limit`].
+    /// Cancel safety: a dropped future does not stop the dump; see [`crate::command::OnAbandon::Leave`].
     fn checkpoint<'a>(
         &'a self,
         request: CheckpointRequest,

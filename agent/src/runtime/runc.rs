@@ -1,14 +1,11 @@
 //! runc as the runtime. Its state lives in a directory of the agent's own (`--root`), so that podman's and
 //! other users' containers are never mixed with ours.
 
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
-use tokio::io::AsyncReadExt;
-use tokio::sync::oneshot;
 
 use super::{
     Cgroup, CheckpointReport, CheckpointRequest, Pages, Runtime, RuntimeError, RuntimeInfo, RuntimeState,
@@ -161,26 +158,20 @@ impl Runtime for Runc {
                 .arg("--work-path")
                 .arg(&request.work_dir)
                 .env("CRIU_CONFIG_FILE", &request.criu_config)
-                .timeout(request.limit)
+                .timeout(Duration::MAX)
                 .on_abandon(OnAbandon::Leave);
             if request.tcp_established {
                 command = command.arg("--tcp-established");
             }
             match request.pages {
                 Pages::Files => {}
-                Pages::Server(address) => {
-                    command = command.arg("--page-server").arg(address.to_string());
+                // runc insists on an address, and CRIU does not look at it: it has the socket.
+                Pages::Sent(socket) => {
+                    command = command.args(["--page-server", "127.0.0.1:1"]);
+                    command = command.inherit("TRANSHIP_PAGE_SOCKET", socket);
                 }
-                Pages::Left { socket, images_done } => {
-                    let status = status_pipe(images_done).map_err(|source| RuntimeError::Io {
-                        what: "make a pipe for",
-                        path: request.work_dir.clone(),
-                        source,
-                    })?;
-                    // runc insists on an address, and CRIU does not look at it: it has the socket.
+                Pages::Left(socket) => {
                     command = command.args(["--lazy-pages", "--page-server", "127.0.0.1:1"]);
-                    command = command.arg("--status-fd").arg(status.as_raw_fd().to_string());
-                    command = command.inherit("TRANSHIP_STATUS_FD", status);
                     command = command.inherit("TRANSHIP_PAGE_SOCKET", socket);
                 }
             }
@@ -190,7 +181,6 @@ impl Runtime for Runc {
                     let stats = criu::read_dump_stats(&request.work_dir.join("stats-dump")).ok();
                     Ok(CheckpointReport { log_path, stats, elapsed: output.elapsed })
                 }
-                Err(CommandError::Timeout { limit, .. }) => Err(RuntimeError::CheckpointStuck { id, limit }),
                 Err(CommandError::Failed { program, status, stderr }) => {
                     let log = criu::read_log(&log_path).unwrap_or_default();
                     let errors = criu::error_lines(&log);
@@ -237,20 +227,6 @@ impl Runtime for Runc {
         let program = find(&self.config.program).unwrap_or_else(|| self.config.program.clone().into());
         (program, vec![format!("--root={}", self.config.root.display())])
     }
-}
-
-/// The end of a pipe into which runc writes one byte when CRIU has written all images. Must be called
-/// inside the runtime.
-fn status_pipe(images_done: oneshot::Sender<()>) -> std::io::Result<OwnedFd> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&reader, true)?;
-    let mut reader = tokio::net::unix::pipe::Receiver::from_owned_fd(reader)?;
-    tokio::spawn(async move {
-        if reader.read_exact(&mut [0]).await.is_ok() {
-            let _ = images_done.send(());
-        }
-    });
-    Ok(writer)
 }
 
 fn private_dir(dir: &Path) -> Result<(), RuntimeError> {

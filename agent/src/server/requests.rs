@@ -126,6 +126,12 @@ pub(super) async fn answer<W: AsyncWrite + Unpin + Send>(
         Request::Resolve { migration, run_at } => {
             out.reply(Reply::Done(migrations.resolve(migration, run_at, client.to_string()).await?)).await
         }
+        Request::Faults { points, seconds } => {
+            let life = Duration::from_secs(seconds.into());
+            let unmet = ctx.faults.set(&points, life)?;
+            tracing::warn!(by = %client, ?points, seconds, "faults were set");
+            out.reply(Reply::Unmet(unmet)).await
+        }
         Request::History { limit } => {
             let ended = ctx.journal.migrations(true, limit.min(1000)).await.map_err(journal)?;
             out.reply(Reply::Migrations(ended)).await

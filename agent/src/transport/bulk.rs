@@ -4,16 +4,19 @@
 //! its own; a pump task moves finished records between a short queue and the stream. The queue is
 //! the only buffer, so back-pressure from the network reaches whoever reads the container. A
 //! writer that goes away without [`BulkWriter::finish`] resets the stream: a cut stream can never
-//! look complete.
+//! look complete. Both ends give a stream up when they are told to ([`Meter::give_up`]), so that a
+//! peer which is alive and does nothing keeps no worker.
 
 use super::endpoint::Connection;
 use super::framing::{FrameError, read_message};
 pub use super::meter::Meter;
+use super::squeeze::{Drain, DrainMeter, Squeeze};
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::sync::{mpsc, oneshot};
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot, watch};
 use tranship_proto::bulk::{BulkOpen, MAX_DATA, RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use tranship_proto::error::WireError;
 use tranship_proto::registry::Message;
@@ -21,12 +24,8 @@ use tranship_proto::registry::Message;
 /// Records waiting between a worker thread and the network. Eight of at most 1 MiB keep both busy
 /// and cost little.
 const QUEUE: usize = 8;
-/// zstd level: memory images gain little from more, and the freeze waits for it.
-const LEVEL: i32 = 1;
-/// Shorter data is not worth a compressor's start.
-const MIN_COMPRESS: usize = 256;
-/// After this many records that did not shrink, only one in as many is tried.
-const PATIENCE: u32 = 16;
+/// Most bytes that take their turn under a cap together.
+const SLICE: usize = 64 << 10;
 
 /// Why a bulk stream ended early.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +42,12 @@ pub enum BulkError {
         /// Records before the cut.
         records: u64,
     },
+    /// This side was told to end it.
+    #[error("the bulk stream was given up")]
+    GivenUp,
+    /// The peer has ended it before its end.
+    #[error("the peer gave the bulk stream up")]
+    Reset,
 }
 
 enum Item {
@@ -53,8 +58,8 @@ enum Item {
 /// Writes records; blocking.
 pub struct BulkWriter {
     queue: mpsc::Sender<Item>,
-    compressor: Option<zstd::bulk::Compressor<'static>>,
-    dull: u32,
+    squeeze: Squeeze,
+    drain: Arc<Drain>,
     meter: Arc<Meter>,
 }
 
@@ -68,24 +73,37 @@ impl BulkWriter {
         open: BulkOpen,
         meter: Arc<Meter>,
     ) -> Result<(Self, Delivery), BulkError> {
-        let stream = |e: &dyn std::fmt::Display| BulkError::Stream(e.to_string());
-        let mut send = connection.quic.open_uni().await.map_err(|e| stream(&e))?;
-        // Control messages go first when both wait.
-        let _ = send.set_priority(-1);
-        let frame = Message::from(open).to_frame(connection.version)?;
-        send.write_all(&frame).await.map_err(|e| stream(&e))?;
+        let stream = |e: &(dyn std::error::Error + 'static)| BulkError::Stream(crate::chain(e));
+        let opened = async {
+            let mut send = connection.quic.open_uni().await.map_err(|e| stream(&e))?;
+            // Control messages go first when both wait.
+            let _ = send.set_priority(-1);
+            let frame = Message::from(open).to_frame(connection.version)?;
+            send.write_all(&frame).await.map_err(|e| stream(&e))?;
+            Ok::<_, BulkError>(send)
+        };
+        // A peer that grants no stream would keep this waiting as well.
+        let send = tokio::select! {
+            send = opened => send?,
+            () = meter.given_up() => return Err(BulkError::GivenUp),
+        };
         let (queue, rx) = mpsc::channel(QUEUE);
         let (done, delivery) = oneshot::channel();
+        let drain = Arc::new(Drain::default());
+        let pump = pump_out(send, rx, meter.clone(), drain.clone());
         tokio::spawn(async move {
-            let _ = done.send(pump_out(send, rx).await);
+            let _ = done.send(pump.await);
         });
-        let compressor = zstd::bulk::Compressor::new(LEVEL).ok();
-        Ok((Self { queue, compressor, dull: 0, meter }, delivery))
+        Ok((Self { queue, squeeze: Squeeze::new(), drain, meter }, delivery))
     }
 
-    /// Sends one record. Blocks while the queue is full.
+    /// Sends one record. Blocks while the queue is full, until the stream is given up.
+    ///
+    /// # Errors
+    /// [`BulkError::GivenUp`], or [`BulkError::Stream`] when the stream has failed; the
+    /// [`Delivery`] says why.
     pub fn record(&mut self, kind: RecordKind, meta: &[u8], data: &[u8]) -> Result<(), BulkError> {
-        let packed = self.pack(data);
+        let packed = self.squeeze.pack(data, &self.drain);
         let wire = packed.as_deref().unwrap_or(data);
         let length = |n: usize| {
             u32::try_from(n).map_err(|_| BulkError::Wire(WireError::invalid("record", "longer than 4 GiB")))
@@ -103,58 +121,73 @@ impl BulkWriter {
         out.extend_from_slice(wire);
         self.meter.read.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.meter.sent.fetch_add(out.len() as u64, Ordering::Relaxed);
-        self.put(Item::Chunk(out.into()))
+        self.put(Item::Chunk(out.into()))?;
+        self.squeeze.left();
+        Ok(())
     }
 
     /// Ends the stream well.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
     pub fn finish(self) -> Result<(), BulkError> {
         self.put(Item::Finish)
     }
 
     fn put(&self, item: Item) -> Result<(), BulkError> {
-        self.queue.blocking_send(item).map_err(|_| BulkError::Stream("the peer no longer takes it".into()))
-    }
-
-    fn pack(&mut self, data: &[u8]) -> Option<Vec<u8>> {
-        if data.len() < MIN_COMPRESS {
-            return None;
-        }
-        // Incompressible data comes in long runs; look again now and then.
-        if self.dull >= PATIENCE {
-            self.dull += 1;
-            if !self.dull.is_multiple_of(PATIENCE) {
-                return None;
-            }
-        }
-        let packed = self.compressor.as_mut()?.compress(data).ok()?;
-        if packed.len() < data.len() - data.len() / 16 {
-            self.dull = 0;
-            Some(packed)
-        } else {
-            self.dull = self.dull.saturating_add(1);
-            None
-        }
+        // The pump goes away when the stream is given up, which wakes whoever waits here.
+        self.queue.blocking_send(item).map_err(|_| match self.meter.is_given_up() {
+            true => BulkError::GivenUp,
+            false => BulkError::Stream("the peer no longer takes it".into()),
+        })
     }
 }
 
-async fn pump_out(mut send: SendStream, mut queue: mpsc::Receiver<Item>) -> Result<(), BulkError> {
+/// Moves items from the queue to the stream until the end, a failure, or the word to give up.
+async fn pump_out(
+    mut send: SendStream,
+    mut queue: mpsc::Receiver<Item>,
+    meter: Arc<Meter>,
+    drain: Arc<Drain>,
+) -> Result<(), BulkError> {
+    let result = tokio::select! {
+        result = write_out(&mut send, &mut queue, &meter, &drain) => result,
+        () = meter.given_up() => Err(BulkError::GivenUp),
+    };
+    if result.is_err() {
+        let _ = send.reset(VarInt::from_u32(1));
+    }
+    result
+}
+
+async fn write_out(
+    send: &mut SendStream,
+    queue: &mut mpsc::Receiver<Item>,
+    meter: &Meter,
+    drain: &Drain,
+) -> Result<(), BulkError> {
+    let failed = |e: &(dyn std::error::Error + 'static)| BulkError::Stream(crate::chain(e));
+    let mut rate = DrainMeter::default();
     loop {
         match queue.recv().await {
-            Some(Item::Chunk(bytes)) => {
-                send.write_chunk(bytes).await.map_err(|e| BulkError::Stream(e.to_string()))?;
+            Some(Item::Chunk(mut bytes)) => {
+                let (length, start) = (bytes.len(), Instant::now());
+                while !bytes.is_empty() {
+                    let slice = bytes.split_to(bytes.len().min(SLICE));
+                    meter.turn(slice.len()).await;
+                    send.write_chunk(slice).await.map_err(|e| failed(&e))?;
+                }
+                rate.note(length, start.elapsed(), drain);
             }
             Some(Item::Finish) => break,
-            None => {
-                let _ = send.reset(VarInt::from_u32(1));
-                return Err(BulkError::Stream("given up before its end".into()));
-            }
+            None => return Err(BulkError::Stream("given up before its end".into())),
         }
     }
-    send.finish().map_err(|e| BulkError::Stream(e.to_string()))?;
+    send.finish().map_err(|e| failed(&e))?;
     match send.stopped().await {
         Ok(None) => Ok(()),
         Ok(Some(code)) => Err(BulkError::Stream(format!("the peer stopped it with code {code}"))),
-        Err(e) => Err(BulkError::Stream(e.to_string())),
+        Err(e) => Err(failed(&e)),
     }
 }
 
@@ -179,6 +212,7 @@ pub struct Record {
 /// Reads records; the network half runs as a task, the rest blocks.
 pub struct BulkReader {
     queue: mpsc::Receiver<Result<RawRecord, BulkError>>,
+    given_up: watch::Receiver<bool>,
     unpacker: zstd::bulk::Decompressor<'static>,
     records: u64,
 }
@@ -192,16 +226,27 @@ pub async fn accept_open(recv: &mut RecvStream, version: u16) -> Result<BulkOpen
 }
 
 impl BulkReader {
-    /// Starts reading a stream whose [`BulkOpen`] was read. Must be called inside the runtime.
-    pub fn start(recv: RecvStream) -> std::io::Result<Self> {
+    /// Starts reading a stream whose [`BulkOpen`] was read, until `given_up` turns true. Must be
+    /// called inside the runtime. A stream that the peer resets has no next record until then.
+    pub fn start(recv: RecvStream, given_up: watch::Receiver<bool>) -> std::io::Result<Self> {
         let (tx, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(pump_in(recv, tx));
-        Ok(Self { queue, unpacker: zstd::bulk::Decompressor::new()?, records: 0 })
+        tokio::spawn(pump_in(recv, tx, given_up.clone()));
+        Ok(Self { queue, given_up, unpacker: zstd::bulk::Decompressor::new()?, records: 0 })
     }
 
     /// The next record with its data unpacked, or `None` at the end of the stream. Blocks.
+    ///
+    /// # Errors
+    /// [`BulkError::GivenUp`] once this side was told so; else what is wrong with the stream.
     pub fn read(&mut self) -> Result<Option<Record>, BulkError> {
-        let Some(item) = self.queue.blocking_recv() else { return Ok(None) };
+        if *self.given_up.borrow() {
+            return Err(BulkError::GivenUp);
+        }
+        let item = match self.queue.blocking_recv() {
+            Some(item) => item,
+            None if *self.given_up.borrow() => return Err(BulkError::GivenUp),
+            None => return Ok(None),
+        };
         let raw = item?;
         self.records += 1;
         let data = if raw.header.zstd { self.unpack(&raw)? } else { raw.wire };
@@ -228,29 +273,48 @@ impl BulkReader {
     }
 }
 
-async fn pump_in(mut recv: RecvStream, queue: mpsc::Sender<Result<RawRecord, BulkError>>) {
+/// Moves records from the stream to the queue until the end, a failure, or the word to give up.
+async fn pump_in(
+    mut recv: RecvStream,
+    queue: mpsc::Sender<Result<RawRecord, BulkError>>,
+    mut given_up: watch::Receiver<bool>,
+) {
+    let ended = tokio::select! {
+        ended = read_in(&mut recv, &queue) => ended,
+        _ = given_up.wait_for(|g| *g) => false,
+    };
+    if !ended {
+        // Tell the peer to stop sending.
+        let _ = recv.stop(VarInt::from_u32(2));
+    }
+}
+
+/// Whether the stream was read to its end.
+async fn read_in(recv: &mut RecvStream, queue: &mpsc::Sender<Result<RawRecord, BulkError>>) -> bool {
     loop {
-        match read_record(&mut recv).await {
-            Ok(Some(record)) => {
-                if queue.send(Ok(record)).await.is_err() {
-                    // The worker gave up: tell the peer to stop sending.
-                    let _ = recv.stop(VarInt::from_u32(2));
-                    return;
-                }
+        let (item, last) = match read_record(recv).await {
+            Ok(Some(record)) => (Ok(record), false),
+            Ok(None) => return true,
+            // The peer says why over the link. Reported here, its failure would come back to it as one of
+            // this side's, and before it has said its own.
+            Err(BulkError::Reset) => {
+                queue.closed().await;
+                return false;
             }
-            Ok(None) => return,
-            Err(e) => {
-                let _ = queue.send(Err(e)).await;
-                let _ = recv.stop(VarInt::from_u32(2));
-                return;
-            }
+            Err(e) => (Err(e), true),
+        };
+        if queue.send(item).await.is_err() || last {
+            return false;
         }
     }
 }
 
 async fn read_record(recv: &mut RecvStream) -> Result<Option<RawRecord>, BulkError> {
-    use quinn::ReadExactError;
-    let stream = |e: ReadExactError| BulkError::Stream(e.to_string());
+    use quinn::{ReadError, ReadExactError};
+    let stream = |e: ReadExactError| match e {
+        ReadExactError::ReadError(ReadError::Reset(_)) => BulkError::Reset,
+        e => BulkError::Stream(crate::chain(&e)),
+    };
     let mut header = [0; RECORD_HEADER_LEN];
     match recv.read_exact(&mut header).await {
         Ok(()) => {}

@@ -37,6 +37,11 @@ impl Meter {
         self.given_up.send_replace(given_up);
     }
 
+    /// Whether the streams are to end.
+    pub(super) fn is_given_up(&self) -> bool {
+        *self.given_up.borrow()
+    }
+
     /// Resolves when the streams are to end.
     pub(super) async fn given_up(&self) {
         // The sender lives as long as `self`.

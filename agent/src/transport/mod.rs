@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod framing;
 pub mod identity;
 pub mod meter;
+mod squeeze;
 
 pub use endpoint::{Endpoint, TransportError};
 pub use identity::{Identity, Role};

@@ -211,17 +211,19 @@ pub(super) fn conclude(context: &Context, subject: &Subject, outcome: Outcome) -
             Ok(exit::DONE)
         }
         Outcome::Failed(failure) => {
-            let in_doubt = failure.reason == Reason::InDoubt;
+            let reason = failure.reason;
+            let in_doubt = reason == Reason::InDoubt;
             let mut error = Error::from(failure);
             error.migration = Some(subject.migration);
             // Where the container is now is what the operator has to know first.
-            error.causes.push(if in_doubt {
-                format!(
-                    "{} was given to {} and is not confirmed; it runs nowhere else",
-                    subject.container, subject.destination
-                )
-            } else {
-                format!("{} runs on {} as before", subject.container, subject.source)
+            let (container, source) = (&subject.container, &subject.source);
+            error.causes.push(match reason {
+                Reason::InDoubt => format!(
+                    "{container} was given to {} and is not confirmed; it runs nowhere else",
+                    subject.destination
+                ),
+                Reason::Ended => format!("{container} is stopped, on {source}"),
+                _ => format!("{container} runs on {source} as before"),
             });
             Err(if in_doubt { error.hint(follow_hint(subject)) } else { error })
         }

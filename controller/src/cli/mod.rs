@@ -2,6 +2,7 @@
 
 mod cancel;
 mod completion;
+mod drill;
 mod history;
 mod hosts;
 mod inspect;
@@ -135,6 +136,7 @@ pub enum Command {
     Watch(watch::Watch),
     Cancel(cancel::Cancel),
     Resolve(resolve::Resolve),
+    Drill(drill::Arguments),
     Pki(pki::Pki),
     Completion(completion::Completion),
     Man(man::Man),
@@ -193,6 +195,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, Error> {
         Command::Watch(c) => c.execute(context).await,
         Command::Cancel(c) => c.execute(context).await,
         Command::Resolve(c) => c.execute(context).await,
+        Command::Drill(c) => c.execute(context).await,
         Command::Pki(c) => c.execute(context.output),
         Command::Completion(c) => c.execute(),
         Command::Man(c) => c.execute(context.output),

@@ -8,8 +8,12 @@ use crate::fleet::status_of;
 use crate::output::clean;
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
+use std::time::Duration;
 use tranship_proto::control::{Reply, Request};
 use tranship_proto::status::{MigrationStatus, Progressing, Reason, Side};
+
+/// How long a host may take to say what it has: one that lives answers at once, and one of them is dead.
+const EACH: Duration = Duration::from_secs(3);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,7 +96,7 @@ async fn find(context: &Context, id: &str, side: Side) -> Result<(Arc<Agent>, Mi
         Err(e) if context.fleet.is_chosen() => return Err(e),
         _ => {}
     }
-    let answers = context.fleet.ask_all(&Request::Status { id: Some(id.to_owned()) }).await?;
+    let answers = context.fleet.ask_all_within(&Request::Status { id: Some(id.to_owned()) }, EACH).await?;
     let mut rows = answers.into_iter().filter_map(|(_, answer)| match answer {
         Ok((agent, Reply::Migrations(rows))) => {
             rows.into_iter().find(|r| r.side == side).map(|row| (agent, row))
@@ -112,7 +116,7 @@ async fn find(context: &Context, id: &str, side: Side) -> Result<(Arc<Agent>, Mi
 /// No third host may run it: a source that went back may have sent it on since.
 async fn nowhere_else(context: &Context, row: &MigrationStatus) -> Result<(), Error> {
     // Without an inventory there is nobody else to ask.
-    let Ok(answers) = context.fleet.ask_all(&Request::List).await else { return Ok(()) };
+    let Ok(answers) = context.fleet.ask_all_within(&Request::List, EACH).await else { return Ok(()) };
     for (host, answer) in answers {
         let Ok((_, Reply::Containers(rows))) = answer else { continue };
         let runs = rows.iter().any(|r| r.name == row.container && r.state == "running");

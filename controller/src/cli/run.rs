@@ -109,7 +109,7 @@ impl Run {
 
 /// The directory as the agent has to see it: absolute; on this host also looked at, since an
 /// answer from here is quicker and clearer.
-fn directory(path: &Path, local: bool, needs: Option<&str>) -> Result<String, Error> {
+pub(super) fn directory(path: &Path, local: bool, needs: Option<&str>) -> Result<String, Error> {
     let shown = path.display();
     let absolute = if local {
         let found = path.canonicalize().map_err(|e| Error::usage(format!("{shown}: {e}")))?;

@@ -303,5 +303,6 @@ fn kind_of(reply: &Reply) -> &'static str {
         Reply::Done(_) => "Done",
         Reply::End => "End",
         Reply::Failed(_) => "Failed",
+        Reply::Unmet(_) => "Unmet",
     }
 }

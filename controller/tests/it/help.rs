@@ -18,6 +18,7 @@ const COMMANDS: &[&[&str]] = &[
     &["watch"],
     &["cancel"],
     &["resolve"],
+    &["drill"],
     &["pki"],
     &["pki", "init"],
     &["pki", "issue"],

@@ -12,4 +12,5 @@ mod hostile;
 mod interrupts;
 mod migrating;
 mod pki;
+mod resolving;
 mod tls;

@@ -172,6 +172,7 @@ fn how_it_ended_is_the_exit_code() {
     for (reason, code, words) in [
         (Reason::Failed, 1, "web runs on host-a as before"),
         (Reason::Refused, 6, "web runs on host-a as before"),
+        (Reason::Ended, 1, "web is stopped, on host-a"),
         (Reason::Cancelled, 7, "web runs on host-a as before"),
         (Reason::InDoubt, 4, "web was given to host-b and is not confirmed; it runs nowhere else"),
     ] {

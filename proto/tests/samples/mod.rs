@@ -17,7 +17,7 @@ use tranship_proto::status::{
 };
 use tranship_proto::tree::{Content, Entry, EntryKind, Meta, Time, TreeMeta, Xattr};
 
-fn id() -> MigrationId {
+pub fn id() -> MigrationId {
     "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap()
 }
 
@@ -97,7 +97,7 @@ fn run() -> RunRequest {
     }
 }
 
-fn offer() -> Offer {
+pub fn offer() -> Offer {
     Offer {
         container: "web".parse().unwrap(),
         source: "host-a".parse().unwrap(),
@@ -148,6 +148,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("request.status", Request::Status { id: Some("099a8057".into()) }),
         ("request.history", Request::History { limit: 20 }),
         ("request.resolve", Request::Resolve { migration, run_at: Side::Destination }),
+        ("request.faults", Request::Faults { points: vec!["source.send.grant=drop".into()], seconds: 60 }),
     ]
 }
 
@@ -197,6 +198,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply.done", Reply::Done("stopped".into())),
         ("reply.end", Reply::End),
         ("reply.failed", Reply::Failed(failure())),
+        ("reply.unmet", Reply::Unmet(vec!["source.send.grant=drop".into()])),
     ]
 }
 

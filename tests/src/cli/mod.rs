@@ -72,6 +72,9 @@ enum Command {
     /// A server whose memory checks itself (used by `bench precopy`, in a container)
     #[command(hide = true)]
     Workload(crate::workload::Workload),
+    /// An agent that breaks the protocol (used by scenarios, in the client namespace)
+    #[command(hide = true)]
+    Peer(crate::peer::Peer),
     /// The first process of a host (used by `up`)
     #[command(hide = true)]
     HostInit(up::HostInit),
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => args.run(),
         Command::Load(load) => Ok(crate::client::run(load)),
         Command::Workload(args) => args.run(),
+        Command::Peer(args) => args.run(),
         Command::HostInit(args) => args.run(),
     };
     match done {

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use crate::scenario::{self, Scene};
+use crate::names::LabName;
+use crate::scenario::{self, Scene, side_by_side};
 
 /// Which scenarios to run.
 #[derive(Debug, clap::Args)]
@@ -12,9 +13,15 @@ pub struct Scenarios {
     /// Show their names and end
     #[arg(long)]
     list: bool,
+    /// Only the one with this whole name, and no count
+    #[arg(long, hide = true)]
+    exact: bool,
     /// Name of the lab
     #[arg(long, default_value = "tests", env = "TRANSHIP_LAB")]
     lab: String,
+    /// Run in so many labs at a time: the second has this name with a 2, and so on
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
+    labs: u8,
     /// Leave the lab up
     #[arg(long)]
     keep: bool,
@@ -29,10 +36,23 @@ impl Scenarios {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        let mut scene = Scene::new(&self.lab, 3, std::env::current_exe()?)?;
-        let tally = scenario::run(&mut scene, &self.names);
-        if !self.keep {
-            scene.lab().down()?;
+        let exe = std::env::current_exe()?;
+        let mut chosen = scenario::chosen(&self.names);
+        chosen.retain(|s| !self.exact || self.names.iter().any(|name| name == s.name));
+        let tally = if self.labs == 1 {
+            let mut scene = Scene::new(&self.lab, 3, exe)?;
+            let tally = scenario::run(&mut scene, &chosen);
+            if !self.keep {
+                scene.lab().down()?;
+            }
+            tally
+        } else {
+            let name = |n| if n == 1 { self.lab.clone() } else { format!("{}{n}", self.lab) };
+            let labs = (1..=self.labs).map(|n| LabName::new(&name(n))).collect::<Result<Vec<_>, _>>()?;
+            side_by_side::run(&exe, &labs, &chosen, self.keep)?
+        };
+        if !self.exact {
+            println!("{tally}");
         }
         Ok(if tally.failed == 0 && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -96,6 +96,18 @@ impl Ground {
         Ok(())
     }
 
+    /// Removes a container that has ended, and sees that nothing is left of it. The hosts have counted
+    /// its moves and take no other container of its name for it: they are of no further use.
+    pub(super) fn remove(&self, side: Side) -> anyhow::Result<()> {
+        self.scene.tranship(self.name(side), &["rm", NAME], START)?.ok()?;
+        self.scene.audit().context("after the removal of the lost container")
+    }
+
+    /// Whether no host has processes of the container.
+    pub(super) fn is_gone(&self) -> bool {
+        HOSTS.iter().all(|host| self.scene.processes(host, NAME).is_ok_and(|(count, _)| count == 0))
+    }
+
     /// The lab.
     pub(super) fn lab(&self) -> &Lab {
         self.scene.lab()

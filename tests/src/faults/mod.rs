@@ -2,13 +2,15 @@
 //!
 //! Each run moves a Redis under a client that counts, and breaks one thing, drawn from the run's
 //! seed. The hosts are used again from run to run: a fault that left something behind would show in
-//! the next. Only after a violation they are made anew.
+//! the next. Only after a violation, or the loss of the container, they are made anew.
 
+mod after;
 mod dice;
 mod ground;
 mod plan;
 mod run;
 mod table;
+mod victim;
 mod watch;
 
 pub use plan::Kind;
@@ -52,7 +54,7 @@ impl Faults {
         for seed in self.seed..self.seed.saturating_add(self.runs) {
             let outcome = run::run(&mut ground, Plan::of(seed, &self.only));
             self.tell(&outcome);
-            let spoiled = !outcome.violations.is_empty();
+            let spoiled = outcome.lost || !outcome.violations.is_empty();
             outcomes.push(outcome);
             if let Some(path) = &self.json {
                 let text = serde_json::to_string_pretty(&outcomes)?;
@@ -76,6 +78,7 @@ impl Faults {
         let end = match o.moved {
             Some(true) => "moved",
             Some(false) => "stayed",
+            None if o.lost => "lost, its fill process being dead",
             None => "lost sight of",
         };
         let doubt = if o.in_doubt { ", in doubt meanwhile" } else { "" };

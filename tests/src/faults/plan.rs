@@ -62,6 +62,12 @@ pub enum Kind {
     RestoreKilled,
     /// The script that holds the restore dies.
     HoldKilled,
+    /// The process that fills memory in dies while the restore is held.
+    FillKilledHeld,
+    /// It dies when the container runs and not all of its memory is there.
+    FillKilledRunning,
+    /// The process that would kill the container then dies, at either time.
+    KeeperKilled,
     /// The disk under `state_dir` is full at the source.
     DiskFullSource,
     /// The same at the destination.
@@ -74,7 +80,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 21] = [
         Self::CrashSource,
         Self::CrashDestination,
         Self::CrashBoth,
@@ -89,6 +95,9 @@ impl Kind {
         Self::RecordFails,
         Self::RestoreKilled,
         Self::HoldKilled,
+        Self::FillKilledHeld,
+        Self::FillKilledRunning,
+        Self::KeeperKilled,
         Self::DiskFullSource,
         Self::DiskFullDestination,
         Self::MemoryFullSource,
@@ -122,6 +131,21 @@ pub(super) enum Target {
     Restore,
     /// The script in which it waits.
     Hold,
+    /// The worker of the two fill processes.
+    Fill,
+    /// The keeper of the two.
+    Keeper,
+}
+
+impl Target {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Restore => "CRIU",
+            Self::Hold => "the hold",
+            Self::Fill => "the fill process",
+            Self::Keeper => "the fill process's keeper",
+        }
+    }
 }
 
 /// What the lab itself does to a run, beside the rules that the agents have.
@@ -138,6 +162,9 @@ pub(super) enum Act {
     Cut { passed: Side, lasts: Duration },
     /// Kills a process of the restore, so long after it is first seen.
     KillRestore { target: Target, after: Duration },
+    /// Stops the fill process while the restore is held, so that the container runs without its
+    /// memory, and kills one of its two processes so long after the container was let go.
+    KillFill { target: Target, after: Duration },
     /// Leaves no room in a file system, so long after the start, for so long.
     Fill { side: Side, store: Store, after: Duration, lasts: Duration },
 }
@@ -187,7 +214,7 @@ const TAKEN_UP: [&str; 8] = [
     "destination.record.owner.after",
 ];
 /// Longest that a move without a fault takes on a machine with other work, in milliseconds.
-const MOVE_MS: u64 = 1800;
+const MOVE_MS: u64 = 1400;
 
 impl Plan {
     /// The plan of a seed; `only` narrows the choice (and with it changes what a seed means).
@@ -283,6 +310,10 @@ impl Plan {
                 self.add(format!("{slow}=delay:300"));
                 self.act = Act::KillRestore { target: Target::Hold, after: dice.millis(0, 200) };
             }
+            Kind::FillKilledHeld => self.fill_killed_held(Target::Fill, dice),
+            Kind::FillKilledRunning => self.fill_killed_running(Target::Fill, dice),
+            Kind::KeeperKilled if dice.one_in(2) => self.fill_killed_held(Target::Keeper, dice),
+            Kind::KeeperKilled => self.fill_killed_running(Target::Keeper, dice),
             Kind::DiskFullSource => self.full(Side::Source, Store::Disk, dice),
             Kind::DiskFullDestination => self.full(Side::Destination, Store::Disk, dice),
             Kind::MemoryFullSource => self.full(Side::Source, Store::Memory, dice),
@@ -320,6 +351,23 @@ impl Plan {
         side
     }
 
+    fn fill_killed_held(&mut self, target: Target, dice: &mut Dice) {
+        let slow = dice.pick(&["destination.record.prepared.before", "source.send.grant"]);
+        self.add(format!("{slow}=delay:300"));
+        self.act = Act::KillRestore { target, after: dice.millis(0, 200) };
+    }
+
+    fn fill_killed_running(&mut self, target: Target, dice: &mut Dice) {
+        // Time to stop it before the container runs.
+        self.add("source.send.grant=delay:200".into());
+        self.act = Act::KillFill { target, after: dice.millis(0, 400) };
+    }
+
+    /// Whether the container may be lost: only when the process that has the rest of its memory dies.
+    pub(super) fn may_lose(&self) -> bool {
+        matches!(self.act, Act::KillFill { target: Target::Fill, .. })
+    }
+
     fn full(&mut self, side: Side, store: Store, dice: &mut Dice) {
         let (after, lasts) = (dice.millis(0, MOVE_MS), dice.millis(100, 2000));
         self.act = Act::Fill { side, store, after, lasts };
@@ -343,11 +391,11 @@ impl Plan {
                 words.push(format!("{} killed {after:?} later", passed.other().word()));
             }
             Act::Cut { lasts, .. } => words.push(format!("link cut for {lasts:?}")),
-            Act::KillRestore { target: Target::Restore, after } => {
-                words.push(format!("CRIU killed {after:?} after its start"));
+            Act::KillRestore { target, after } => {
+                words.push(format!("{} killed {after:?} after its start", target.word()));
             }
-            Act::KillRestore { target: Target::Hold, after } => {
-                words.push(format!("the hold killed {after:?} after its start"));
+            Act::KillFill { target, after } => {
+                words.push(format!("{} killed {after:?} after the container ran", target.word()));
             }
             Act::Fill { side, store, after, lasts } => {
                 let store = if store == Store::Disk { "disk" } else { "memory" };

@@ -5,38 +5,34 @@
 //! tables, and ask both agents whether they are in doubt. Nothing is checked before both agents say
 //! that nothing is under way: until then the only promise is that no second copy runs.
 
+use super::after::settled;
 use super::ground::{ADDR, Ground, NAME};
 use super::plan::{Act, Plan, Side, Target};
-use super::watch::{Sight, Watch};
+use super::victim::{signal, victims};
+use super::watch::{Sight, Watch, link_up};
 use crate::Host;
+use crate::agent_log::AgentLog;
 use crate::ask;
-use crate::client::{LoadClient, LoadReport};
 use crate::scenario::bounded::{Running, tail};
 use crate::state::start_time;
 use anyhow::{Context, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde::Serialize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tranship_proto::status::Progressing;
+use tranship_proto::control::{Reply, Request};
+use tranship_proto::status::{Progressing, Side as At};
 
 /// The whole move, with everything that a fault may add: a connection is given up after 8 s, a
 /// phase after 15 s.
 const SETTLED: Duration = Duration::from_secs(60);
-/// Until a container that runs is heard again.
-const HEARD: Duration = Duration::from_secs(10);
 /// Until the command, which may have to find its agent again, tells the end.
 const TOLD: Duration = Duration::from_secs(10);
 /// Between looks at an agent, a log, a process table.
 const LOOK: Duration = Duration::from_millis(4);
 /// Between questions to the agents.
 const ASK: Duration = Duration::from_millis(40);
-
-/// What an agent logs when a rule of its is met, and when it starts.
-const MET: &str = ": fault point=";
-const STARTING: &str = " starting host=";
 
 /// An agent that was started again.
 #[derive(Debug, Clone, Serialize)]
@@ -48,7 +44,7 @@ pub(super) struct Restart {
     /// or when another agent was started later in the same silence.
     pub(super) answered_ms: Option<u64>,
     #[serde(skip)]
-    ready_at_unix_ms: u64,
+    pub(super) ready_at_unix_ms: u64,
 }
 
 /// What a run came to.
@@ -58,8 +54,12 @@ pub(super) struct Outcome {
     pub(super) told: String,
     /// Whether the fault happened: a rule of a step that is never reached does not.
     pub(super) struck: bool,
-    /// Whether the container ended at the destination; absent when that is not known.
+    /// Whether the container ended at the destination; absent when that is not known, or it was lost.
     pub(super) moved: Option<bool>,
+    /// Whether an operator had to give the destination's copy up, which never had run or was dead.
+    pub(super) given_up: bool,
+    /// Whether it had to be killed, since its memory could not be completed.
+    pub(super) lost: bool,
     /// Whether an agent showed it as in doubt meanwhile.
     pub(super) in_doubt: bool,
     pub(super) exit_code: Option<i32>,
@@ -79,42 +79,16 @@ pub(super) struct Outcome {
 struct Scope<'a> {
     ground: &'a Ground,
     plan: &'a Plan,
-    logs: &'a [Log; 2],
+    logs: &'a [AgentLog; 2],
     /// An agent has had the migration under way.
     begun: AtomicBool,
     /// It has ended, as far as the agents know: what is not done yet is not done.
     ended: AtomicBool,
     over: AtomicBool,
+    /// An operator has given the destination's copy up.
+    given_up: AtomicBool,
     restarts: Mutex<Vec<Restart>>,
     trouble: Mutex<Vec<String>>,
-}
-
-/// An agent's log from the beginning of a run on.
-struct Log {
-    host: Host,
-    from: usize,
-}
-
-impl Log {
-    fn of(host: Host) -> Self {
-        let from = std::fs::metadata(host.agent_log()).map_or(0, |m| m.len());
-        Self { host, from: usize::try_from(from).unwrap_or(0) }
-    }
-
-    fn text(&self) -> String {
-        let all = std::fs::read(self.host.agent_log()).unwrap_or_default();
-        String::from_utf8_lossy(all.get(self.from..).unwrap_or_default()).into_owned()
-    }
-
-    /// Times that a rule of its agents was met.
-    fn faults(&self) -> usize {
-        self.text().matches(MET).count()
-    }
-
-    /// Times that a rule of the agent that runs now was met.
-    fn faults_since_start(&self) -> usize {
-        self.text().rsplit(STARTING).next().map_or(0, |t| t.matches(MET).count())
-    }
 }
 
 /// Does one run. What goes wrong is in the outcome.
@@ -126,6 +100,8 @@ pub(super) fn run(ground: &mut Ground, plan: Plan) -> Outcome {
         told,
         struck: false,
         moved: None,
+        given_up: false,
+        lost: false,
         in_doubt: false,
         exit_code: None,
         gap_ms: 0,
@@ -138,7 +114,7 @@ pub(super) fn run(ground: &mut Ground, plan: Plan) -> Outcome {
     };
     match (ground.host(Side::Source), ground.host(Side::Destination)) {
         (Ok(source), Ok(destination)) => {
-            run_on(ground, &mut outcome, &[Log::of(source), Log::of(destination)]);
+            run_on(ground, &mut outcome, &[AgentLog::of(source), AgentLog::of(destination)]);
         }
         (Err(e), _) | (_, Err(e)) => outcome.violations.push(format!("{e:#}")),
     }
@@ -146,18 +122,18 @@ pub(super) fn run(ground: &mut Ground, plan: Plan) -> Outcome {
     outcome
 }
 
-fn run_on(ground: &mut Ground, outcome: &mut Outcome, logs: &[Log; 2]) {
+fn run_on(ground: &mut Ground, outcome: &mut Outcome, logs: &[AgentLog; 2]) {
     if let Err(e) = attempt(ground, outcome, logs) {
         outcome.violations.push(format!("{e:#}"));
     }
     if !outcome.violations.is_empty() {
         for log in logs {
-            outcome.logs.push_str(&format!("--- {}\n{}\n", log.host.name(), tail(&log.text(), 12_000)));
+            outcome.logs.push_str(&format!("--- {}\n{}\n", log.host().name(), tail(&log.text(), 12_000)));
         }
     }
 }
 
-fn attempt(ground: &mut Ground, outcome: &mut Outcome, logs: &[Log; 2]) -> anyhow::Result<()> {
+fn attempt(ground: &mut Ground, outcome: &mut Outcome, logs: &[AgentLog; 2]) -> anyhow::Result<()> {
     ground.locate().context("before the run")?;
     arm(ground, &outcome.plan)?;
     let client = ground.scene.load(&["redis", "--addr", ADDR])?;
@@ -181,10 +157,10 @@ fn arm(ground: &Ground, plan: &Plan) -> anyhow::Result<()> {
 }
 
 /// The move with its fault, up to the moment when both agents have nothing under way.
-fn break_it(ground: &Ground, outcome: &mut Outcome, logs: &[Log; 2]) -> (Sight, anyhow::Result<()>) {
+fn break_it(ground: &Ground, outcome: &mut Outcome, logs: &[AgentLog; 2]) -> (Sight, anyhow::Result<()>) {
     let parts = || -> anyhow::Result<(Scope<'_>, Watch)> {
         let [source, destination] = logs;
-        let hosts = [source.host.clone(), destination.host.clone()];
+        let hosts = [source.host().clone(), destination.host().clone()];
         let orphans = matches!(outcome.plan.act, Act::KillRestore { target: Target::Restore, .. });
         let watch = Watch::begin(hosts, NAME, orphans)?;
         let scope = Scope {
@@ -194,6 +170,7 @@ fn break_it(ground: &Ground, outcome: &mut Outcome, logs: &[Log; 2]) -> (Sight, 
             begun: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             restarts: Mutex::default(),
             trouble: Mutex::default(),
         };
@@ -228,14 +205,17 @@ fn break_it(ground: &Ground, outcome: &mut Outcome, logs: &[Log; 2]) -> (Sight, 
     let met = scope.logs.iter().any(|log| log.faults() > 0);
     let restarts = scope.restarts.into_inner().unwrap_or_default();
     let trouble = scope.trouble.into_inner().unwrap_or_default();
+    let given_up = scope.given_up.into_inner();
     let result = result.and(acted.map(|acted| outcome.struck = met || acted));
-    (outcome.exit_code, outcome.in_doubt, outcome.restarts) = (exit_code, in_doubt, restarts);
+    (outcome.exit_code, outcome.restarts, outcome.given_up) = (exit_code, restarts, given_up);
+    // Given up between two looks, it was in doubt all the same.
+    outcome.in_doubt = in_doubt || given_up;
     outcome.violations.extend(trouble);
     (sight, result)
 }
 
 impl Scope<'_> {
-    fn log(&self, side: Side) -> &Log {
+    fn log(&self, side: Side) -> &AgentLog {
         let [source, destination] = self.logs;
         match side {
             Side::Source => source,
@@ -244,7 +224,7 @@ impl Scope<'_> {
     }
 
     fn host(&self, side: Side) -> &Host {
-        &self.log(side).host
+        self.log(side).host()
     }
 
     /// Starts the command, and waits until it has ended or the agents have nothing under way any more.
@@ -339,14 +319,33 @@ impl Scope<'_> {
                 Ok(true)
             }
             Act::KillRestore { target, after } => {
-                let victims = || restoring(self.host(Side::Destination), target);
-                if !self.until(|| !victims().is_empty()) {
+                let host = self.host(Side::Destination);
+                // The fill processes start before the restore, and change places until it is held.
+                let sign = if target == Target::Restore { target } else { Target::Hold };
+                if !self.until(|| !victims(host, sign).is_empty()) {
                     return Ok(false);
                 }
                 std::thread::sleep(after);
-                let mut met = false;
-                for pid in victims() {
-                    met |= kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();
+                let met = signal(&victims(host, target), Signal::SIGKILL);
+                self.give_up_at_destination()?;
+                Ok(met)
+            }
+            Act::KillFill { target, after } => {
+                let host = self.host(Side::Destination);
+                if !self.until(|| !victims(host, Target::Hold).is_empty()) {
+                    return Ok(false);
+                }
+                let worker = victims(host, Target::Fill);
+                if !signal(&worker, Signal::SIGSTOP) || !self.until(|| link_up(host)) {
+                    signal(&worker, Signal::SIGCONT);
+                    return Ok(false);
+                }
+                std::thread::sleep(after);
+                let met = signal(&victims(host, target), Signal::SIGKILL);
+                if target == Target::Fill {
+                    self.give_up_at_destination()?;
+                } else {
+                    signal(&worker, Signal::SIGCONT);
                 }
                 Ok(met)
             }
@@ -359,6 +358,29 @@ impl Scope<'_> {
                 self.ground.fill(host, store, false)?;
                 Ok(met)
             }
+        }
+    }
+
+    /// A copy that died when it was the destination's and was not said to run leaves the migration in
+    /// doubt, and an operator has to give it up. Otherwise there is nothing to decide: waits for the end.
+    fn give_up_at_destination(&self) -> anyhow::Result<()> {
+        let host = self.host(Side::Destination);
+        let until = Instant::now() + SETTLED;
+        loop {
+            let shown = ask::under_way(host).unwrap_or_default();
+            if let Some(m) = shown.iter().find(|m| m.state == Progressing::InDoubt) {
+                // It may just be tried again to resume it; then that is said, and it is asked again.
+                let request = Request::Resolve { migration: m.migration, run_at: At::Source };
+                if ask::ask(host, request).is_ok_and(|reply| matches!(reply, Reply::Done(_))) {
+                    self.given_up.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
+            }
+            if self.begun.load(Ordering::Relaxed) && self.idle().is_ok() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "the lost container is not given up: {shown:?}");
+            std::thread::sleep(ASK);
         }
     }
 
@@ -401,99 +423,11 @@ impl Scope<'_> {
     }
 }
 
-/// Everything that must hold once nothing is under way.
-fn settled(
-    ground: &mut Ground,
-    outcome: &mut Outcome,
-    logs: &[Log; 2],
-    mut client: LoadClient,
-) -> anyhow::Result<()> {
-    let source = ground.name(Side::Source);
-    ground.locate()?;
-    let moved = ground.name(Side::Source) != source;
-    outcome.moved = Some(moved);
-    heard(&mut client, "after the fault")?;
-    outcome.gap_ms = client.mark("clean")?.longest_gap_us / 1000;
-    if outcome.exit_code == Some(0) && !moved {
-        outcome.violations.push("the command said that it moved, and it did not".into());
-    }
-    ground.scene.audit().context("after the fault")?;
-    disarm(ground, logs)?;
-    let (from, to) = (ground.name(Side::Source), ground.name(Side::Destination));
-    ground.scene.migrate(from, NAME, to).context("the move after the fault")?;
-    ground.locate()?;
-    heard(&mut client, "after the move after the fault")?;
-    ground.scene.audit().context("after the move after the fault")?;
-    count(ground, outcome, client.stop()?)
-}
-
-/// Takes the rules away from agents that still have some. An agent whose rules are used up is left
-/// alone, so that what it may remember wrongly shows in the next move.
-fn disarm(ground: &Ground, logs: &[Log; 2]) -> anyhow::Result<()> {
-    for log in logs {
-        let rules = ground.points(&log.host)?;
-        let times: usize = rules.iter().map(|r| times(r)).sum();
-        if log.faults_since_start() < times {
-            ground.configure(&log.host, &[])?;
-            log.host.stop_agent()?;
-            log.host.start_agent()?;
-        }
-    }
-    Ok(())
-}
-
-/// How often a rule acts: `*N` behind it, else once.
-fn times(rule: &str) -> usize {
-    rule.rsplit_once('*').and_then(|(_, n)| n.parse().ok()).unwrap_or(1)
-}
-
-fn heard(client: &mut LoadClient, when: &str) -> anyhow::Result<()> {
-    let before = client.peek()?.replies;
-    let until = Instant::now() + HEARD;
-    while client.peek()?.replies < before + 20 {
-        ensure!(Instant::now() < until, "{when} the client heard nothing for {} s", HEARD.as_secs());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
-/// Every increment that was acknowledged is there, once: the replies were in sequence, and the
-/// counter has gone on by their number.
-fn count(ground: &mut Ground, outcome: &mut Outcome, report: LoadReport) -> anyhow::Result<()> {
-    outcome.replies = report.replies;
-    for restart in &mut outcome.restarts {
-        let at = restart.ready_at_unix_ms;
-        let silence =
-            report.gaps.iter().find(|g| (g.at_unix_ms..g.at_unix_ms + g.length_us / 1000).contains(&at));
-        restart.answered_ms = silence.map(|g| g.at_unix_ms + g.length_us / 1000 - at);
-    }
-    ensure!(report.failures.is_empty(), "the counting client: {:?}", report.failures);
-    ensure!(report.connections == 1 && report.resets == 0, "{} resets", report.resets);
-    let last = report.last_value.context("no number was ever answered")?;
-    let expected = ground.count + i64::try_from(report.replies)?;
-    ensure!(last == expected, "the counter stands at {last} instead of {expected}");
-    ground.count = last;
-    Ok(())
-}
-
 fn belongs(rule: &str, side: Side) -> bool {
     match side {
         Side::Source => rule.starts_with("source."),
         Side::Destination => rule.starts_with("destination."),
     }
-}
-
-/// Processes of a restore on a host, as the machine numbers them.
-fn restoring(host: &Host, target: Target) -> Vec<i32> {
-    let mut pids = host.processes().unwrap_or_default();
-    pids.retain(|pid| match target {
-        Target::Restore => {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "criu")
-        }
-        Target::Hold => std::fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| line.split(|b| *b == 0).nth(1) == Some(b"hook")),
-    });
-    pids
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

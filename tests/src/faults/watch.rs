@@ -36,14 +36,12 @@ struct Seen {
 struct Place {
     host: Host,
     group: PathBuf,
-    links: PathBuf,
 }
 
 impl Place {
     fn of(host: Host, container: &str) -> anyhow::Result<Self> {
         let group = cgroup::v2_mount()?.join(host.cgroup()).join("tranship").join(container);
-        let links = host.path("/sys/class/net");
-        Ok(Self { host, group, links })
+        Ok(Self { host, group })
     }
 
     /// Whether there are processes that are not frozen.
@@ -51,15 +49,6 @@ impl Place {
         let Ok(text) = fs::read_to_string(self.group.join("cgroup.events")) else { return false };
         let events: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once(' ')).collect();
         events.get("populated") == Some(&"1") && events.get("frozen") != Some(&"1")
-    }
-
-    fn link_up(&self) -> bool {
-        let Ok(entries) = fs::read_dir(&self.links) else { return false };
-        entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("ts")).any(|e| {
-            let flags = fs::read_to_string(e.path().join("flags")).unwrap_or_default();
-            let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or(0);
-            flags & 1 != 0
-        })
     }
 
     fn restores(&self) -> bool {
@@ -72,11 +61,21 @@ impl Place {
         if !self.awake() {
             return Seen { answers: false, runs: false };
         }
-        let (answers, runs) = (self.link_up(), !self.restores());
+        let (answers, runs) = (link_up(&self.host), !self.restores());
         // Frozen in between, or gone: then the rest says nothing.
         let awake = self.awake();
         Seen { answers: answers && awake, runs: runs && awake }
     }
+}
+
+/// Whether the host's end of a container's link is up: the container may be talked to.
+pub(super) fn link_up(host: &Host) -> bool {
+    let Ok(entries) = fs::read_dir(host.path("/sys/class/net")) else { return false };
+    entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("ts")).any(|e| {
+        let flags = fs::read_to_string(e.path().join("flags")).unwrap_or_default();
+        let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or(0);
+        flags & 1 != 0
+    })
 }
 
 /// What was seen in a run.

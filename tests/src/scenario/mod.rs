@@ -1,22 +1,31 @@
 //! Scenarios: real servers, real clients, real moves, and every byte checked.
 //!
 //! Each scenario is a function over a [`Scene`], which is a lab of three hosts and the ways to
-//! use it. They run one after the other in one lab, since a lab costs more than most scenarios;
-//! after each of them nothing may be left, and a lab that a failed scenario spoiled is rebuilt.
+//! use it. They run one after the other in one lab, since a lab costs more than most scenarios
+//! ([`side_by_side`] does so in several labs at a time); after each of them nothing may be left, and a
+//! lab that a failed scenario spoiled is rebuilt.
 
+mod backlog;
 pub mod bounded;
 mod cancel;
+mod doubt;
+mod drill;
 mod files;
+mod hostile;
 mod hosts_file;
 mod identity;
 mod memory;
+mod mishaps;
 mod network;
 mod nginx;
 mod postgres;
 mod redis;
 mod refusals;
+mod rivals;
 mod scene;
+pub mod side_by_side;
 mod tree;
+mod unmoved;
 mod versions;
 
 pub use scene::{Container, Moved, Scene};
@@ -48,11 +57,33 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "late_failure_costs_a_pause_only", run: refusals::late_failure, images: &["redis"] },
     Scenario { name: "ctrl_c_cancels", run: cancel::ctrl_c_cancels, images: &["redis"] },
     Scenario { name: "second_ctrl_c_detaches", run: cancel::second_ctrl_c_detaches, images: &["redis"] },
+    Scenario { name: "cancel_in_every_phase", run: cancel::in_every_phase, images: &["redis"] },
+    Scenario { name: "two_controllers_one_container", run: rivals::two_controllers, images: &["redis"] },
+    Scenario { name: "two_moves_at_the_same_instant", run: rivals::at_the_same_instant, images: &["redis"] },
+    Scenario { name: "killed_during_its_move", run: rivals::killed_in_the_middle, images: &["redis"] },
+    Scenario { name: "agent_shut_down_during_a_move", run: rivals::shut_down, images: &["redis"] },
+    Scenario { name: "hostile_destinations", run: hostile::peers, images: &["redis"] },
+    Scenario {
+        name: "connections_that_wait_to_be_accepted",
+        run: backlog::connections_that_wait,
+        images: &["redis"],
+    },
+    Scenario { name: "failures_in_the_middle", run: mishaps::in_the_middle, images: &["redis"] },
     Scenario {
         name: "bad_input_is_refused_before_anything_is_touched",
         run: refusals::bad_input,
         images: &["redis"],
     },
+    Scenario { name: "drill_finds_that_promises_hold", run: drill::holds, images: &["redis"] },
+    Scenario { name: "drill_tells_when_no_agent_comes_back", run: drill::tells, images: &["redis"] },
+    Scenario { name: "damaged_journal_starts_nothing", run: doubt::damaged_journal, images: &["redis"] },
+    Scenario { name: "resolve_when_the_source_is_dead", run: doubt::source_dead, images: &["redis"] },
+    Scenario {
+        name: "resolve_when_the_destination_is_dead",
+        run: doubt::destination_dead,
+        images: &["redis"],
+    },
+    Scenario { name: "resolve_gives_up_what_cannot_run", run: doubt::given_up, images: &["redis"] },
     Scenario { name: "nginx_keepalive_20mib", run: nginx::keepalive, images: &["web"] },
     Scenario { name: "every_kind_of_file", run: files::every_kind, images: &["web"] },
     Scenario { name: "postgres_pgbench_three_moves", run: postgres::pgbench, images: &["postgres"] },
@@ -77,13 +108,22 @@ pub struct Tally {
     pub failed: usize,
 }
 
-/// Runs the scenarios whose names contain one of `filters` (all without filters) and prints each
-/// one's result and time. The last line is `N passed, N failed`.
-pub fn run(scene: &mut Scene, filters: &[String]) -> Tally {
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// The scenarios whose names contain one of `filters`; all without filters.
+pub fn chosen(filters: &[String]) -> Vec<&'static Scenario> {
+    let wanted = |s: &&Scenario| filters.is_empty() || filters.iter().any(|f| s.name.contains(f.as_str()));
+    ALL.iter().filter(wanted).collect()
+}
+
+/// Runs scenarios one after the other and prints each one's result and time.
+pub fn run(scene: &mut Scene, scenarios: &[&Scenario]) -> Tally {
     let mut tally = Tally::default();
-    let chosen =
-        ALL.iter().filter(|s| filters.is_empty() || filters.iter().any(|f| s.name.contains(f.as_str())));
-    for scenario in chosen {
+    for scenario in scenarios {
         println!("scenario {} ...", scenario.name);
         let began = Instant::now();
         let result = one(scene, scenario);
@@ -104,7 +144,6 @@ pub fn run(scene: &mut Scene, filters: &[String]) -> Tally {
             }
         }
     }
-    println!("{} passed, {} failed", tally.passed, tally.failed);
     tally
 }
 

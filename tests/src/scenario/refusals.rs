@@ -261,7 +261,7 @@ fn refused(
 }
 
 /// Checks exit code and words of a refusal; answers its message.
-fn said_well(ended: &Ended, code: i32, word: &str) -> anyhow::Result<String> {
+pub(super) fn said_well(ended: &Ended, code: i32, word: &str) -> anyhow::Result<String> {
     let said = ended.said();
     ensure!(ended.code == Some(code), "the exit code is {:?} instead of {code}: {said}", ended.code);
     let error = last_error(&ended.stdout).with_context(|| format!("no error in JSON: {said}"))?;
@@ -298,7 +298,7 @@ fn last_error(text: &str) -> Option<serde_json::Value> {
     })
 }
 
-fn set(config: &mut toml::Table, table: &str, key: &str, value: toml::Value) {
+pub(super) fn set(config: &mut toml::Table, table: &str, key: &str, value: toml::Value) {
     let entry = config.entry(table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
     if let Some(table) = entry.as_table_mut() {
         table.insert(key.into(), value);

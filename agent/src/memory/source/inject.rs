@@ -28,9 +28,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
-/// How long a thread may take to stop, and how often a visit is tried.
+/// How long a thread may take to stop, and how long visits are tried.
 const STOP_LIMIT: Duration = Duration::from_millis(500);
-const TRIES: u32 = 10;
+const LIMIT: Duration = Duration::from_secs(1);
+/// The same for the visit that closes the descriptor again, which would keep CRIU from a dump.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+/// Visits without a pause between them: each lets one signal through that was waiting.
+const AT_ONCE: u32 = 64;
 /// `PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP`: stops of system calls can be told from
 /// SIGTRAP, and filters of the process do not see a call that is not its own.
 const OPTIONS: usize = 1 | 1 << 21;
@@ -53,11 +57,11 @@ pub fn userfaultfd_of(pid: i32) -> io::Result<OwnedFd> {
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())?;
     let instruction = syscall_instruction(pid)?;
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64 | USER_MODE_ONLY;
-    let there = call(pid, instruction, libc::SYS_userfaultfd, flags)?;
+    let there = call(pid, instruction, libc::SYS_userfaultfd, flags, LIMIT)?;
     let number = i32::try_from(there).map_err(io::Error::other)?;
     let taken =
         rustix::process::pidfd_getfd(pidfd.as_fd(), number, rustix::process::PidfdGetfdFlags::empty());
-    call(pid, instruction, libc::SYS_close, there)?;
+    close(pid, instruction, there)?;
     let fd = taken?;
     // Threads may have descriptors of their own, so that the number means something else.
     let name = rustix::fs::readlink(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)), [])?;
@@ -83,9 +87,29 @@ fn syscall_instruction(pid: i32) -> io::Result<u64> {
     found.map(|i| start + i as u64).ok_or_else(|| io::Error::other("no syscall instruction in the vDSO"))
 }
 
+/// Closes a descriptor there. Tried also when the thread cannot be visited at the moment: a descriptor
+/// that is left is the container's for ever.
+fn close(pid: i32, instruction: u64, there: u64) -> io::Result<()> {
+    let end = Instant::now() + CLOSE_LIMIT;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match call(pid, instruction, libc::SYS_close, there, left) {
+            Ok(_) => return Ok(()),
+            Err(_) if !std::fs::exists(format!("/proc/{pid}"))? => return Err(io::ErrorKind::NotFound.into()),
+            Err(e) if left.is_zero() => {
+                let text =
+                    format!("descriptor {there}, made for watching the process, is left open in it: {e}");
+                return Err(io::Error::other(text));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
 /// Makes the main thread of a process call `nr(argument)` and answers what it returned.
-fn call(pid: i32, instruction: u64, nr: libc::c_long, argument: u64) -> io::Result<u64> {
-    for _ in 0..TRIES {
+fn call(pid: i32, instruction: u64, nr: libc::c_long, argument: u64, limit: Duration) -> io::Result<u64> {
+    let end = Instant::now() + limit;
+    for tries in 0.. {
         let visit = Visit::begin(pid)?;
         if let Some(returned) = visit.call(instruction, nr, argument)? {
             let returned = returned.cast_signed();
@@ -94,7 +118,12 @@ fn call(pid: i32, instruction: u64, nr: libc::c_long, argument: u64) -> io::Resu
                 _ => Ok(returned.cast_unsigned()),
             };
         }
-        std::thread::sleep(Duration::from_millis(1));
+        if Instant::now() >= end {
+            break;
+        }
+        if tries >= AT_ONCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
     Err(io::Error::other("signals interrupt the process all the time"))
 }

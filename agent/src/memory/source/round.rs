@@ -292,8 +292,11 @@ impl Batches {
     }
 }
 
+/// Addresses.
+type Ranges = Vec<Range<u64>>;
+
 /// The mappings of a process, and what may have changed in them.
-fn look(process: &mut Process, last: bool) -> io::Result<(Vec<Range<u64>>, Vec<Range<u64>>)> {
+fn look(process: &mut Process, last: bool) -> io::Result<(Ranges, Ranges)> {
     // The page map first: one of an address space that an execve replaces meanwhile gives errors,
     // never the new mappings with the old pages.
     let mut map = PageMap::open(process.pid)?;

@@ -11,6 +11,7 @@ use crate::faults::Action;
 use crate::journal::{Ownership, Record, now_ms};
 use crate::migrate::doubt;
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
+use crate::migrate::panics::whole;
 use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
 use std::collections::VecDeque;
@@ -26,7 +27,7 @@ use tranship_proto::status::{Failure, MigrationStatus, Progressing, Reason, Reso
 /// How long a finished migration stays, to answer repeats.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long the source may take to answer before an operator is believed that it is dead.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(3);
 /// How often what may have been lost is said or asked again, and how long a failed effect rests.
 const REPEAT: Duration = Duration::from_secs(1);
 
@@ -264,7 +265,10 @@ impl Driver {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(tracing::Instrument::instrument(task, tracing::Span::current()));
+        tokio::spawn(tracing::Instrument::instrument(
+            whole("of the destination", task),
+            tracing::Span::current(),
+        ));
     }
 
     async fn perform(&mut self, effect: Effect) {
@@ -426,14 +430,15 @@ impl Driver {
         let point = format!("destination.record.{}", record.as_str());
         if self.ctx.faults.pass(&format!("{point}.before")).await == Some(Action::Error) {
             let f = Failure::new(Reason::Internal, Side::Destination, format!("fault at {point}"));
-            self.events.push_back(Event::RecordFailed(record, f));
-            return;
+            return self.not_recorded(record, f);
         }
         // What is not held can only be restored again before this host is the owner.
-        if record == Record::Owner && !self.work.holds().await {
+        if matches!(record, Record::Owner | Record::Taken) && !self.work.holds().await {
             let f = Failure::new(Reason::Failed, Side::Destination, "the restore is not held any more");
-            self.events.push_back(Event::RecordFailed(record, f));
-            return;
+            let f = f.hint("it is restored again from the images that are kept").retryable();
+            self.not_recorded(record, f.clone());
+            // Its own word for that may have come while the record was under way, and been passed over.
+            return self.events.push_back(Event::HoldLost(f));
         }
         let status = self.status.borrow().clone();
         let (id, epoch) = (status.migration, status.epoch);
@@ -455,25 +460,30 @@ impl Driver {
         };
         self.known |= record == Record::Reserved && written.is_ok();
         let _ = self.ctx.faults.pass(&format!("{point}.after")).await;
-        self.events.push_back(match written {
-            Ok(()) => Event::Recorded(record),
+        match written {
+            Ok(()) => self.events.push_back(Event::Recorded(record)),
             Err(e) => {
                 let text = format!("cannot write {} to the journal: {e}", record.as_str());
                 tracing::error!("{text}");
                 let f = Failure::new(Reason::Internal, Side::Destination, text)
                     .hint("look at the disk under state_dir of the destination");
-                if let Some(reply) = self.deciding.take().filter(|_| decided) {
-                    let _ = reply.send(Err(f.clone()));
-                }
-                if record == Record::Taken {
-                    self.status.send_modify(|s| s.resolution = None);
-                }
-                Event::RecordFailed(record, f)
+                return self.not_recorded(record, f);
             }
-        });
+        }
         if matches!(record, Record::Owner | Record::Taken) {
             tracing::info!(%epoch, "owner: the container is this host's");
         }
+    }
+
+    fn not_recorded(&mut self, record: Record, failure: Failure) {
+        let decided = matches!(record, Record::Taken | Record::Overruled);
+        if let Some(reply) = self.deciding.take_if(|_| decided) {
+            let _ = reply.send(Err(failure.clone()));
+        }
+        if record == Record::Taken {
+            self.status.send_modify(|s| s.resolution = None);
+        }
+        self.events.push_back(Event::RecordFailed(record, failure));
     }
 
     fn publish(&mut self) {

@@ -5,17 +5,18 @@
 //! was started again.
 
 use super::check::Accepted;
+use super::receive::reader;
 use crate::context::Context;
 use crate::engine::RestoreRequest;
 use crate::hook::own_program;
 use crate::journal::{Record, now_ms};
 use crate::memory::fill::{self, FillError, FillFiles, FillRequest, FillState};
 use crate::memory::store::{PAGES_MAP, Store};
-use crate::transport::bulk::BulkReader;
 use quinn::RecvStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tranship_proto::handoff::{Handoff, MemoryMode, MemoryTotals, Offer};
 use tranship_proto::ids::{ContainerName, MigrationId};
 use tranship_proto::pages::slots_for;
@@ -46,9 +47,9 @@ pub(super) async fn lane(
     store: Arc<Store>,
     (round, lane, lanes): (u32, u16, u16),
     recv: RecvStream,
+    given_up: watch::Receiver<bool>,
 ) -> Result<Option<Handoff>, Failure> {
-    let mut reader =
-        BulkReader::start(recv).map_err(|e| failed(format!("cannot start a decompressor: {e}")))?;
+    let mut reader = reader(recv, given_up)?;
     let taken = tokio::task::spawn_blocking(move || store.take_lane(&mut reader, round, lane, lanes)).await;
     match taken {
         Ok(Ok(complete)) => Ok(complete.then_some(Handoff::RoundDone { round })),

@@ -5,7 +5,7 @@ use crate::storage::{StorePolicy, TreeStore};
 use crate::transport::bulk::{BulkReader, Record};
 use quinn::RecvStream;
 use std::path::PathBuf;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tranship_proto::bulk::RecordKind;
 use tranship_proto::codec;
 use tranship_proto::status::{Failure, Reason, Side};
@@ -13,6 +13,11 @@ use tranship_proto::tree::{TreeMeta, TreeRecord};
 
 fn failed(text: String) -> Failure {
     Failure::new(Reason::Failed, Side::Destination, text)
+}
+
+/// Records of a bulk stream, until this migration is given up.
+pub(super) fn reader(recv: RecvStream, given_up: watch::Receiver<bool>) -> Result<BulkReader, Failure> {
+    BulkReader::start(recv, given_up).map_err(|e| failed(format!("cannot start a decompressor: {e}")))
 }
 
 /// One tree being received.
@@ -32,7 +37,12 @@ impl Receiving {
     }
 
     /// Applies one pass. Passes of one tree come one after the other.
-    pub(super) async fn pass(&self, pass: u32, recv: RecvStream) -> Result<(), Failure> {
+    pub(super) async fn pass(
+        &self,
+        pass: u32,
+        recv: RecvStream,
+        given_up: watch::Receiver<bool>,
+    ) -> Result<(), Failure> {
         let mut slot = self.store.lock().await;
         let Some(mut store) = slot.take() else {
             return Err(failed(format!("an earlier pass into {} has failed", self.path.display())));
@@ -40,8 +50,7 @@ impl Receiving {
         if store.finished_pass().unwrap_or(0) + 1 != pass {
             return Err(failed(format!("pass {pass} into {} is out of order", self.path.display())));
         }
-        let mut reader =
-            BulkReader::start(recv).map_err(|e| failed(format!("cannot start a decompressor: {e}")))?;
+        let mut reader = reader(recv, given_up)?;
         let applied = tokio::task::spawn_blocking(move || -> Result<TreeStore, String> {
             while let Some(Record { kind, meta, data }) = reader.read().map_err(|e| crate::chain(&e))? {
                 if kind != RecordKind::Tree {
@@ -89,9 +98,13 @@ impl Receiving {
 }
 
 /// Takes the images of a dump into `dir`.
-pub(super) async fn images(recv: RecvStream, dir: PathBuf, limit: u64) -> Result<Received, Failure> {
-    let mut reader =
-        BulkReader::start(recv).map_err(|e| failed(format!("cannot start a decompressor: {e}")))?;
+pub(super) async fn images(
+    recv: RecvStream,
+    dir: PathBuf,
+    limit: u64,
+    given_up: watch::Receiver<bool>,
+) -> Result<Received, Failure> {
+    let mut reader = reader(recv, given_up)?;
     tokio::task::spawn_blocking(move || receive_images(&mut reader, &dir, limit))
         .await
         .map_err(|e| failed(format!("receiving images panicked: {e}")))?

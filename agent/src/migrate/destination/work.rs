@@ -3,7 +3,7 @@
 //! Everything made here is found again by name (directories and namespaces carry the migration or
 //! the container), so that `discard` can be repeated and needs no memory of what was done.
 
-use super::check::{Accepted, check};
+use super::check::{Accepted, check, disk_available};
 use super::machine::Acceptance;
 use super::memory;
 use super::receive::{Receiving, images};
@@ -20,7 +20,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, OnceCell, watch};
+use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
 use tranship_proto::bulk::BulkContent;
 use tranship_proto::handoff::{Handoff, MemoryMode, Offer, ResumeTimes, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
@@ -33,6 +33,9 @@ const FIRST_PACKET: Duration = Duration::from_millis(1000);
 const RESUME_LIMIT: Duration = Duration::from_secs(30);
 /// How long the script of a held restore may take to find a restarted agent; it tries all the time.
 const FIND_HOLD: Duration = Duration::from_secs(5);
+/// Bulk streams under way at a time. Each may keep some megabytes waiting; a source needs fewer: its
+/// lanes, one for images, and one for files.
+const MAX_STREAMS: u32 = 16;
 /// The same when this agent has seen the hold die, and only its connection may have gone.
 const HOLD_BACK: Duration = Duration::from_millis(200);
 /// Room beyond the announced size, since files grow while they are copied.
@@ -66,6 +69,8 @@ pub struct Work {
     // Held by whatever makes things here; discarding waits for it.
     making: Mutex<()>,
     given_up: watch::Sender<bool>,
+    // A place for each bulk stream under way.
+    streams: Semaphore,
     // Made by an earlier agent: what is here may be more than this one knows of.
     recovered: bool,
 }
@@ -97,6 +102,7 @@ impl Work {
             hold: Mutex::new(None),
             making: Mutex::new(()),
             given_up: watch::Sender::new(false),
+            streams: Semaphore::new(MAX_STREAMS as usize),
             recovered: false,
         }
     }
@@ -264,11 +270,19 @@ impl Work {
             .await
             .map_err(|e| Failure::new(Reason::Internal, Side::Destination, e.to_string()))?;
         let mut trees = Vec::new();
+        // An offer's numbers are the source's word: they widen nothing beyond what is free here.
+        let limits = &self.ctx.config.limits;
+        let free = disk_available(&self.ctx.config.state_dir).saturating_sub(limits.disk_reserve_mib << 20);
         for (tree, offered) in accepted.arrival.trees.iter().zip(&self.offer.trees) {
+            let most = StorePolicy::default();
             let policy = StorePolicy {
-                max_bytes: offered.bytes.saturating_mul(2).saturating_add(GROWTH),
-                max_entries: offered.entries.saturating_mul(2).saturating_add(1_000_000),
-                ..StorePolicy::default()
+                max_bytes: offered.bytes.saturating_mul(2).saturating_add(GROWTH).min(free),
+                max_entries: offered
+                    .entries
+                    .saturating_mul(2)
+                    .saturating_add(1_000_000)
+                    .min(most.max_entries),
+                ..most
             };
             let path = tree.receive.clone();
             let made = tokio::task::spawn_blocking(move || Receiving::create(path, policy)).await;
@@ -338,9 +352,13 @@ impl Work {
         content: BulkContent,
         recv: RecvStream,
     ) -> Result<Option<Handoff>, Failure> {
+        let _place = self.streams.try_acquire().map_err(|_| {
+            let text = format!("more than {MAX_STREAMS} bulk streams at a time");
+            Failure::new(Reason::Failed, Side::Destination, text)
+        })?;
         let room = self.room().await?;
-        let mut given_up = self.given_up.subscribe();
-        let take = async {
+        // Readers end by themselves when this is given up; discarding waits for them.
+        let taken = async {
             match content {
                 BulkContent::Tree { index, pass } => {
                     let tree = room.trees.get(usize::from(index)).ok_or_else(|| {
@@ -350,11 +368,14 @@ impl Work {
                             format!("files for tree {index}, which was not offered"),
                         )
                     })?;
-                    tree.pass(pass, recv).await?;
+                    tree.pass(pass, recv, self.given_up.subscribe()).await?;
                     Ok(Some(Handoff::PassDone { index, pass }))
                 }
                 BulkContent::Pages { round, lane, lanes } => match &room.memory {
-                    Some(store) => memory::lane(store.clone(), (round, lane, lanes), recv).await,
+                    Some(store) => {
+                        memory::lane(store.clone(), (round, lane, lanes), recv, self.given_up.subscribe())
+                            .await
+                    }
                     None => Err(Failure::new(
                         Reason::Failed,
                         Side::Destination,
@@ -363,16 +384,14 @@ impl Work {
                 },
                 BulkContent::Images => {
                     let limit = self.accepted()?.image_bytes;
-                    let received = images(recv, self.image_dir(), limit).await?;
+                    let received = images(recv, self.image_dir(), limit, self.given_up.subscribe()).await?;
                     self.received.send_replace(Some(received));
                     Ok(None)
                 }
             }
-        };
-        tokio::select! {
-            result = take => result,
-            _ = given_up.wait_for(|g| *g) => Ok(None),
         }
+        .await;
+        if *self.given_up.borrow() { Ok(None) } else { taken }
     }
 
     /// Verifies that everything came, and restores up to the hold. Microseconds from call to held.
@@ -528,6 +547,8 @@ impl Work {
     pub async fn discard(&self) -> Result<Option<Failure>, Failure> {
         self.given_up.send_replace(true);
         let _making = self.making.lock().await;
+        // What still receives would make again what is removed here.
+        let _all = self.streams.acquire_many(MAX_STREAMS).await;
         let mut trouble: Vec<String> = Vec::new();
         if let Some(hold) = self.hold.lock().await.take() {
             hold.discard().await;

@@ -12,6 +12,7 @@ use crate::journal::{Ownership, Record, now_ms};
 use crate::migrate::doubt;
 use crate::migrate::events::EventLog;
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
+use crate::migrate::panics::whole;
 use crate::migrate::progress::Progress;
 use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
@@ -31,7 +32,7 @@ const REPEAT: Duration = Duration::from_secs(1);
 /// How long the destination may take to clean up after a failure before the failure is told.
 const CLEAN: Duration = Duration::from_secs(10);
 /// How long the destination may take to answer before an operator is believed that it is dead.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(3);
 /// What the stage step gets beyond the operator's time, to end by itself.
 const STAGE_GRACE: Duration = Duration::from_secs(10);
 /// How often progress is told.
@@ -359,7 +360,7 @@ impl Driver {
         let span = tracing::Span::current();
         tokio::spawn(tracing::Instrument::instrument(
             async move {
-                let event = faulty(&ctx, step, &mut work).await;
+                let event = whole(step.name(), faulty(&ctx, step, &mut work)).await;
                 let _ = own.send(Input::StepEnded(work, event)).await;
             },
             span,
@@ -406,7 +407,7 @@ impl Driver {
                 let f = Failure::new(Reason::Internal, Side::Source, text).hint(
                     "look at the disk under state_dir; then restart transhipd, which reads the journal anew",
                 );
-                if let Some(reply) = self.deciding.take().filter(|_| record == Record::Overruled) {
+                if let Some(reply) = self.deciding.take_if(|_| record == Record::Overruled) {
                     let _ = reply.send(Err(f.clone()));
                 }
                 Event::RecordFailed(record, f)

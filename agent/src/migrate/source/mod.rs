@@ -2,6 +2,7 @@
 
 mod copy;
 pub mod driver;
+mod dump;
 mod forecast;
 pub mod machine;
 mod memory;

@@ -3,7 +3,7 @@
 //! Each step returns the event that the machine is to see. What a step has changed so far stays
 //! until `undo` or `retire`; both may be repeated and both take whatever state they find.
 
-use super::copy::Ending;
+use super::dump::Dump;
 use super::machine::{Effect, Event};
 use super::memory::Memory;
 use super::offer;
@@ -30,6 +30,8 @@ const MAX_PASSES: u32 = 5;
 const SETTLED_BYTES: u64 = 4 << 20;
 /// How long the freezer may take.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a container is thawed to accept the connections that wait for it, each time; milliseconds.
+const MOMENTS: [u64; 5] = [5, 10, 20, 40, 80];
 
 /// A step, as the driver runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +131,8 @@ pub struct Work {
     watch: Option<PacketWatch>,
     // In fast mode, from the stage step to the end.
     pub(super) memory: Option<Memory>,
-    pub(super) dump: Option<Ending>,
+    // From the stage step on.
+    pub(super) dump: Option<Dump>,
     pub(super) options: MigrateOptions,
     pub(super) offered_bytes: u64,
     /// Bytes, passes, moments; also the driver's.
@@ -307,7 +310,21 @@ impl Work {
             Err(f) if self.meter.stopped() && f.reason == Reason::Failed => {
                 Event::StepFailed(Failure::new(Reason::Cancelled, Side::Source, "stopped on request"))
             }
-            Err(f) => Event::StepFailed(f),
+            Err(f) => Event::StepFailed(self.or_ended(f).await),
+        }
+    }
+
+    /// What a step failed for, or that the container has ended: everything else follows from that.
+    async fn or_ended(&self, failure: Failure) -> Failure {
+        match self.ctx.engine.inspect(self.name()).await {
+            Ok((_, summary)) if summary.state == ContainerState::Stopped => {
+                tracing::debug!(%failure, "the container has ended");
+                let name = self.name();
+                let text = format!("container {name} has ended while it was being migrated");
+                Failure::new(Reason::Ended, Side::Source, text)
+                    .hint(format!("`tranship logs {name}` shows what it said last"))
+            }
+            _ => failure,
         }
     }
 
@@ -327,19 +344,11 @@ impl Work {
         })
     }
 
-    /// Waits until a dump that has left memory out has let go of the processes.
+    /// Waits until the dump has let go of the processes, or calls it off when it waits still.
     pub(super) async fn dump_over(&mut self) -> Result<(), Failure> {
         match self.dump.take() {
             None => Ok(()),
-            Some(dump) => match dump.await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(e)) => Err(failed("dump the container", &e, e.hint())),
-                Err(e) => Err(Failure::new(
-                    Reason::Internal,
-                    Side::Source,
-                    format!("the dump's task panicked: {e}"),
-                )),
-            },
+            Some(mut dump) => dump.over().await,
         }
     }
 
@@ -376,7 +385,10 @@ impl Work {
             }
             round += 1;
         }
-        if self.meter.fast() && self.options.mode == MemoryMode::Fast {
+        let fast = self.meter.fast() && self.options.mode == MemoryMode::Fast;
+        // Beside the rounds: it takes its time to start.
+        self.dump = Some(Dump::start(&self.way()?, fast)?);
+        if fast {
             let memory = Memory::new(self.offered_bytes)?;
             self.memory = Some(super::memory::rounds(&self.way()?, memory, &self.options).await?);
         }
@@ -467,6 +479,10 @@ impl Work {
     }
 
     async fn freeze(&mut self) -> Result<(), Failure> {
+        match &mut self.dump {
+            Some(dump) => dump.ready().await?,
+            None => return Err(Failure::new(Reason::Internal, Side::Source, "no dump was started")),
+        }
         // Watched from before the fence, so that the last packet in is seen.
         self.watch = self.ports.first().and_then(|p| PacketWatch::start(p).ok());
         tokio::time::sleep(Duration::from_millis(if self.watch.is_some() { 20 } else { 0 })).await;
@@ -477,6 +493,7 @@ impl Work {
         self.meter.mark(|m| m.frozen = Some(start));
         let frozen = self.ctx.runtime.freeze(self.name().as_str(), FREEZE_LIMIT).await;
         frozen.map_err(|e| failed("freeze the container", &e, e.hint()))?;
+        self.accept_waiting().await?;
         if let Some(age) =
             self.watch.take().and_then(|w| w.times().ok()).and_then(|t| t.last_in).and_then(age_of)
         {
@@ -484,6 +501,40 @@ impl Work {
         }
         self.meter.say(format!("frozen in {} us", start.elapsed().as_micros()));
         Ok(())
+    }
+
+    /// Sees to it that no connection waits to be accepted, which CRIU could not dump. The fence keeps new
+    /// ones out, so a server that gets a few moments more has none left.
+    async fn accept_waiting(&self) -> Result<(), Failure> {
+        let name = self.name().as_str();
+        let (pid, _) = self.processes().await?;
+        let waiting =
+            || network::backlogged_ports(pid).map_err(|e| failed("look for connections that wait", &e, None));
+        for moment in MOMENTS.map(Duration::from_millis) {
+            let ports = waiting()?;
+            if ports.is_empty() {
+                return Ok(());
+            }
+            tracing::info!(?ports, ?moment, "connections wait to be accepted: thawed for a moment");
+            let runtime = &self.ctx.runtime;
+            runtime.thaw(name, FREEZE_LIMIT).await.map_err(|e| failed("thaw the container", &e, e.hint()))?;
+            tokio::time::sleep(moment).await;
+            let frozen = runtime.freeze(name, FREEZE_LIMIT).await;
+            frozen.map_err(|e| failed("freeze the container", &e, e.hint()))?;
+        }
+        match waiting()?.as_slice() {
+            [] => Ok(()),
+            ports => {
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                let text = format!(
+                    "container {name} does not accept the connections that wait on its port {}",
+                    ports.join(", ")
+                );
+                Err(Failure::new(Reason::Busy, Side::Source, text)
+                    .hint("try again when its server is less busy")
+                    .retryable())
+            }
+        }
     }
 
     /// Puts everything back: the container runs and is reached as before. Takes any state.

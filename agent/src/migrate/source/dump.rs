@@ -1,0 +1,157 @@
+//! CRIU's dump, started before the freeze and let go after it.
+//!
+//! One task runs the runtime's command and talks to CRIU's script meanwhile ([`crate::hook::DumpHold`]);
+//! the steps of the migration only exchange words with it. Calling a dump off is not saying `go`: it then
+//! ends by itself, with nothing touched. Once let go, it is never killed.
+
+use super::work::{Way, engine_failure, failed};
+use crate::hook::DumpHold;
+use crate::memory::page_server::{Layout, PageServer};
+use crate::runtime::{CheckpointReport, CheckpointRequest, Pages, RuntimeError};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tranship_proto::status::{Failure, Reason, Side};
+
+/// Lowest number of a descriptor for CRIU: the first ones are its and the runtime's own.
+const FIRST_FD: i32 = 64;
+/// How long the runtime and CRIU may take to start.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+type Ended = Result<CheckpointReport, RuntimeError>;
+
+/// A dump that waits, runs, or comes to its end. Dropped, it is called off when it waits, and goes on
+/// alone otherwise.
+pub(super) struct Dump {
+    ready: Option<oneshot::Receiver<()>>,
+    go: Option<oneshot::Sender<()>>,
+    images: Option<oneshot::Receiver<()>>,
+    // Where memory comes, unless it is left where it is.
+    pages: Option<PageServer>,
+    // Until its end was seen.
+    task: Option<JoinHandle<Ended>>,
+}
+
+impl Dump {
+    /// Starts the runtime and CRIU, which then wait. With `fast`, private memory is left where it is.
+    pub(super) fn start(way: &Way, fast: bool) -> Result<Self, Failure> {
+        let socket = |e| failed("make a socket for CRIU", &e, None);
+        let (ours, theirs) = UnixStream::pair().map_err(socket)?;
+        let theirs = rustix::io::fcntl_dupfd_cloexec(theirs, FIRST_FD).map_err(|e| socket(e.into()))?;
+        let hold = way.ctx.engine.hold_dump(way.id, theirs.as_raw_fd());
+        let hold = hold.map_err(|e| engine_failure(&e, Side::Source))?;
+        let (sent_to, server) = if fast {
+            // With our end closed, CRIU waits for nobody who would fetch what it has left out.
+            (Pages::Left(theirs), None)
+        } else {
+            let version = way.ctx.capabilities.criu_version.map(|v| v.to_string()).unwrap_or_default();
+            (Pages::Sent(theirs), Some(PageServer::new(ours, Layout::of_criu(&version))))
+        };
+        let request = CheckpointRequest {
+            id: way.name.to_string(),
+            image_dir: way.image_dir(),
+            work_dir: way.image_dir().join("work"),
+            criu_config: hold.config().to_owned(),
+            tcp_established: true,
+            pages: sent_to,
+        };
+        let limit = Duration::from_secs(way.ctx.config.limits.phase_timeout_s);
+        let (ready_tx, ready) = oneshot::channel();
+        let (go, go_rx) = oneshot::channel();
+        let (images_tx, images) = oneshot::channel();
+        let (runtime, id) = (way.ctx.runtime.clone(), request.id.clone());
+        let whole = async move {
+            tokio::select! {
+                ended = runtime.checkpoint(request) => ended,
+                () = talk(hold, ready_tx, go_rx, images_tx, limit) => {
+                    Err(RuntimeError::CheckpointStuck { id, limit })
+                }
+            }
+        };
+        let task = tokio::spawn(tracing::Instrument::instrument(whole, tracing::Span::current()));
+        Ok(Dump { ready: Some(ready), go: Some(go), images: Some(images), pages: server, task: Some(task) })
+    }
+
+    /// Waits until CRIU waits. Without that nothing may be frozen for it.
+    pub(super) async fn ready(&mut self) -> Result<(), Failure> {
+        let Some(ready) = self.ready.take() else { return Ok(()) };
+        match tokio::time::timeout(START_LIMIT, ready).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(self.over().await.err().unwrap_or_else(ended_early)),
+            Err(_) => {
+                let text = format!("the dump was not ready to begin within {} s", START_LIMIT.as_secs());
+                Err(Failure::new(Reason::Timeout, Side::Source, text)
+                    .hint("the host may be overloaded; the container was not frozen")
+                    .retryable())
+            }
+        }
+    }
+
+    /// Lets CRIU begin, the container being frozen. Answers the word that all images are complete, which
+    /// never comes when the dump fails, and where memory comes.
+    pub(super) fn go(&mut self) -> Option<(oneshot::Receiver<()>, Option<PageServer>)> {
+        self.go.take()?.send(()).ok()?;
+        Some((self.images.take()?, self.pages.take()))
+    }
+
+    /// Waits until it has let go of the processes; calls it off when it waits still. How it ended is told
+    /// once.
+    ///
+    /// Cancel safe.
+    pub(super) async fn over(&mut self) -> Result<(), Failure> {
+        (self.ready, self.go, self.pages) = (None, None, None);
+        let Some(task) = &mut self.task else { return Ok(()) };
+        let ended = task.await;
+        self.task = None;
+        match ended {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(failed("dump the container", &e, e.hint())),
+            Err(e) => {
+                Err(Failure::new(Reason::Internal, Side::Source, format!("the dump's task panicked: {e}")))
+            }
+        }
+    }
+}
+
+fn ended_early() -> Failure {
+    Failure::new(Reason::Internal, Side::Source, "the dump ended before it began")
+}
+
+/// Talks to CRIU's script. Returns when the dump does not end in time, counted from the decision about it.
+async fn talk(
+    mut hold: DumpHold,
+    ready: oneshot::Sender<()>,
+    mut go: oneshot::Receiver<()>,
+    images: oneshot::Sender<()>,
+    limit: Duration,
+) {
+    let waits = tokio::select! {
+        waits = hold.waiting() => waits,
+        // Called off before CRIU had come so far.
+        _ = &mut go => Err(std::io::Error::other("called off")),
+    };
+    let wanted = match &waits {
+        Ok(()) => ready.send(()).is_ok() && go.await.is_ok(),
+        Err(_) => false,
+    };
+    let rest = async {
+        waits?;
+        if wanted {
+            hold.go().await?;
+            hold.dumped().await?;
+            let _ = images.send(());
+        }
+        // Its script is refused from here on.
+        drop(hold);
+        std::future::pending::<std::io::Result<()>>().await
+    };
+    let over = async {
+        if let Err(e) = rest.await {
+            tracing::debug!(error = %e, "the dump is called off");
+        }
+        std::future::pending::<()>().await;
+    };
+    let _ = tokio::time::timeout(limit, over).await;
+}
