@@ -31,7 +31,7 @@ pub(super) fn pgbench(scene: &mut Scene) -> anyhow::Result<()> {
     client(scene, &image, &["pgbench", "-h", IP, "-U", "postgres", "-i", "-q", "-s", "4", "postgres"])?
         .ok()?;
     let rehearsal = scene.migrate("host-a", "pg", "host-b")?;
-    let seconds = (rehearsal.took * 4 + Duration::from_secs(12)).as_secs().to_string();
+    let seconds = (rehearsal.took * 8 + Duration::from_secs(20)).as_secs().to_string();
     let load = start(
         scene,
         &image,
