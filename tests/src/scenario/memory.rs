@@ -140,9 +140,6 @@ fn memory(scene: &Scene, host: &str, name: &str, wiped: &[Range]) -> anyhow::Res
     let mut all = Memory::new();
     for pid in pids(scene, host, name)? {
         let inner = number(pid)?;
-        let inner =
-            status.lines().find_map(|l| l.strip_prefix("NSpid:")?.split_whitespace().last()?.parse().ok());
-        let inner = inner.with_context(|| format!("no number in {status}"))?;
         let file = fs::File::open(format!("/proc/{pid}/mem"))?;
         for (start, end) in ranges(&fs::read_to_string(format!("/proc/{pid}/maps"))?) {
             let skip = |at| wiped.iter().any(|(pid, from, to)| *pid == inner && (*from..*to).contains(&at));
