@@ -1,6 +1,9 @@
 //! The fill process with real processes and real userfaultfds: what they read is compared with what is
 //! in the store, whatever they do to their memory and whoever dies. Needs root and a cgroup2 tree.
 
+// Helpers outside of `#[test]` functions: a broken set-up is a failed test.
+#![allow(clippy::unwrap_used)]
+
 mod fill_lab;
 
 use fill_lab::{LIMIT, Lab, kill};

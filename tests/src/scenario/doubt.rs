@@ -54,7 +54,8 @@ fn broken(
     Ok(Broken { name, client, moving, status })
 }
 
-fn set_faults(scene: &Scene, host: &str, points: &[&str]) -> anyhow::Result<()> {
+/// Rules for an agent that runs.
+pub(super) fn set_faults(scene: &Scene, host: &str, points: &[&str]) -> anyhow::Result<()> {
     let points = points.iter().map(|p| (*p).to_owned()).collect();
     match ask::ask(&scene.host(host)?, Request::Faults { points, seconds: 600 })? {
         Reply::Unmet(_) => Ok(()),

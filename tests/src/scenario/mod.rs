@@ -11,6 +11,7 @@ mod cancel;
 mod doubt;
 mod drill;
 mod files;
+mod filling;
 mod hostile;
 mod hosts_file;
 mod identity;
@@ -51,6 +52,7 @@ pub const ALL: &[Scenario] = &[
         run: memory::plain_and_fast_are_equal,
         images: &["web", "redis"],
     },
+    Scenario { name: "filling_in_is_interrupted", run: filling::interrupted, images: &["redis"] },
     Scenario { name: "ipv6_connection", run: network::ipv6_connection, images: &["redis"] },
     Scenario { name: "two_interfaces_two_networks", run: network::two_interfaces, images: &["redis"] },
     Scenario { name: "five_hundred_connections", run: redis::five_hundred_connections, images: &["redis"] },

@@ -24,9 +24,12 @@ async fn filled(work: &Work) -> Result<(), Failure> {
         }
     };
     tokio::select! {
-        filled = fill::wait(&files, limit, tell) => filled.map_err(|e| {
-            Failure::new(Reason::Busy, Side::Source, crate::chain(&e)).hint("wait, and try again")
-        }),
+        filled = fill::wait(&files, limit, tell) => {
+            work.meter.say(String::new());
+            filled.map_err(|e| {
+                Failure::new(Reason::Busy, Side::Source, crate::chain(&e)).hint("wait, and try again")
+            })
+        }
         () = stopped => Err(Failure::new(Reason::Failed, Side::Source, "stopped")),
     }
 }
