@@ -73,6 +73,23 @@ async fn a_decision_is_final_and_repeatable() {
 }
 
 #[tokio::test]
+async fn what_died_while_it_was_held_is_never_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = HookServer::start(dir.path()).unwrap();
+    let hold = server.expect(id(1));
+    let mut script = UnixStream::connect(server.socket()).unwrap();
+    writeln!(script, "held {} 7", id(1)).unwrap();
+    hold.held().await.unwrap();
+    drop(script);
+    assert!(tokio::time::timeout(LONG, hold.lost()).await.unwrap());
+    let told = tokio::time::timeout(LONG, hold.release_held()).await.unwrap();
+    assert!(matches!(told, Err(HookError::Lost(_))), "{told:?}");
+    // Also not what comes later.
+    assert_ne!(ends(client(dir.path(), id(1))).await, success());
+    assert!(matches!(hold.release().await, Err(HookError::Decided { .. })));
+}
+
+#[tokio::test]
 async fn it_outlives_the_agent() {
     let dir = tempfile::tempdir().unwrap();
     let waiting = client(dir.path(), id(1));

@@ -262,7 +262,7 @@ fn each_step_by_itself_keeps_the_rules() {
                     }
                     t::Effect::Yield => assert!(
                         matches!(event, Ev::Recorded(Record::Overruled))
-                            || matches!(state, t::State::Yielding(_)),
+                            || matches!(state, t::State::Yielding(..)),
                         "{case}"
                     ),
                     t::Effect::Send(Handoff::Aborted) => assert!(
@@ -273,7 +273,7 @@ fn each_step_by_itself_keeps_the_rules() {
                     _ => {}
                 }
             }
-            if owner && !matches!(next, t::State::Yielding(_)) {
+            if owner && !matches!(next, t::State::Yielding(..)) {
                 use tranship_proto::handoff::Position;
                 assert!(matches!(next.position(), Position::Owner | Position::Taken), "{case}");
             }

@@ -8,8 +8,10 @@
 //! |<----------------------------- PassDone --|
 //! |== bulk: memory, in rounds ============>|  (fast mode only)
 //! |<---------------------------- RoundDone --|
-//!    fence, freeze
-//! |-- Frozen ----------------------------->|
+//!    hold packets, freeze, fence
+//! |-- Frozen ----------------------------->|  hold packets
+//! |<----------------------------- Holding --|
+//! |-- Packets ---------------------------->|
 //! |== bulk: images, last file pass =======>|
 //! |-- Prepare (totals) ------------------->|  verify, restore, hold
 //! |<------------------ Prepared / Refused --|
@@ -38,6 +40,13 @@ use serde::{Deserialize, Serialize};
 pub const MAX_TREES: usize = 65;
 /// Bytes of a JSON document inside a message.
 pub const MAX_DOCUMENT: usize = 1 << 20;
+
+/// Packets in one message: most of them, and most bytes of all together.
+pub const MAX_PACKETS: usize = 4096;
+/// Bytes of the packets in one message.
+pub const MAX_PACKET_BYTES: usize = 1 << 20;
+/// Bytes of one packet: an IP packet, an Ethernet header and two VLAN tags.
+pub const MAX_PACKET: usize = 65535 + 22;
 
 /// Strings in a list (processor features, notices): most of them.
 pub const MAX_WORDS: usize = 1024;
@@ -135,6 +144,16 @@ pub struct MemoryTotals {
     pub pages: PagesEnd,
 }
 
+/// A packet that waited at one host and goes on waiting at another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldPacket {
+    /// Name of the link inside the container.
+    pub link: String,
+    /// A complete Ethernet frame without check sequence, 14 bytes to [`MAX_PACKET`].
+    #[serde(with = "serde_bytes")]
+    pub frame: Vec<u8>,
+}
+
 /// Times at T, by its monotonic clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct ResumeTimes {
@@ -168,7 +187,7 @@ pub enum Handoff {
         /// Number of the pass.
         pass: u32,
     },
-    /// S: fenced and frozen; packets for the addresses are T's from now on.
+    /// S: frozen and fenced; packets for the addresses are T's from now on.
     Frozen,
     /// S: everything has been sent.
     Prepare(Totals),
@@ -198,6 +217,11 @@ pub enum Handoff {
         /// The round.
         round: u32,
     },
+    /// T: packets for the addresses come here from now on.
+    Holding,
+    /// S: those that came there before. Lost or said twice, their senders repeat them or the container
+    /// knows them already.
+    Packets(#[serde(deserialize_with = "bounded::list::<_, _, MAX_PACKETS>")] Vec<HeldPacket>),
 }
 
 impl Handoff {
@@ -210,6 +234,8 @@ impl Handoff {
             Handoff::PassDone { .. } => "pass_done",
             Handoff::RoundDone { .. } => "round_done",
             Handoff::Frozen => "frozen",
+            Handoff::Holding => "holding",
+            Handoff::Packets(_) => "packets",
             Handoff::Prepare(_) => "prepare",
             Handoff::Prepared { .. } => "prepared",
             Handoff::Grant => "grant",

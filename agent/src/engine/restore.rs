@@ -154,9 +154,28 @@ impl RestoreHandle {
     /// Lets the container run: the point of no return at this host. Returns when the restore has heard it.
     ///
     /// Cancel safety: the decision stands and reaches the restore whenever it asks.
-    pub async fn release(&self, limit: Duration) -> Result<()> {
-        match tokio::time::timeout(limit, self.held.release()).await {
-            Ok(done) => Ok(done?),
+    ///
+    /// # Errors
+    /// [`HookError::Lost`] inside when the restore had died before: nothing has run, nor ever will.
+    pub async fn release(&mut self, limit: Duration) -> Result<()> {
+        let held = self.held.clone();
+        let outcome = tokio::time::timeout(limit, async {
+            match &mut self.sync {
+                Some(sync) => tokio::select! {
+                    biased;
+                    told = held.release_held() => told.map_err(EngineError::from),
+                    // It has heard it and failed, or is through already.
+                    end = sync.pid() => end.map(drop),
+                },
+                None => Ok(held.release_held().await?),
+            }
+        })
+        .await;
+        match outcome {
+            Ok(Err(EngineError::Monitor { name, message })) => {
+                Err(self.explained(Some(EngineError::Monitor { name, message })))
+            }
+            Ok(done) => done,
             Err(_) => Err(EngineError::Deadline { name: self.name.to_string(), wanted: "released", limit }),
         }
     }

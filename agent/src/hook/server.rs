@@ -37,6 +37,9 @@ pub enum HookError {
         /// What it was told.
         told: Decision,
     },
+    /// Nobody was there to be told `go`, which is taken back for ever.
+    #[error("the held restore of migration {0} had died before it was let go: nothing has run")]
+    Lost(MigrationId),
     /// The migration was forgotten while it was waited for.
     #[error("the hold of migration {0} was given up")]
     Forgotten(MigrationId),
@@ -47,8 +50,23 @@ struct Hold {
     pid: Option<i32>,
     connected: usize,
     decision: Option<Decision>,
+    // `go` may have been written to a script.
+    told: bool,
     acknowledged: bool,
     forgotten: bool,
+}
+
+impl Hold {
+    /// What the script that is being served is to be told.
+    fn tell(&mut self) -> Option<Decision> {
+        let decision = self.decision.filter(|_| !self.forgotten);
+        self.told |= decision == Some(Decision::Go);
+        decision
+    }
+
+    fn unheard(&self) -> bool {
+        self.connected == 0 && !self.told
+    }
 }
 
 type Register = Mutex<HashMap<MigrationId, watch::Sender<Hold>>>;
@@ -153,11 +171,15 @@ async fn serve(stream: UnixStream, register: Arc<Register>) {
     });
     let mut changes = hold.subscribe();
     let mut rest = String::new();
-    let decision = tokio::select! {
-        hold = changes.wait_for(|h| h.decision.is_some() || h.forgotten) => hold.ok().filter(|h| !h.forgotten).and_then(|h| h.decision),
+    let decided = tokio::select! {
+        decided = changes.wait_for(|h| h.decision.is_some() || h.forgotten) => decided.is_ok(),
         // The script says nothing until it is told something: its end, then.
-        _ = read.read_line(&mut rest) => None,
+        _ = read.read_line(&mut rest) => false,
     };
+    let mut decision = None;
+    if decided {
+        hold.send_modify(|h| decision = h.tell());
+    }
     if let Some(decision) = decision {
         let told = write.write_all(format!("{}\n", decision.word()).as_bytes()).await.is_ok();
         rest.clear();
@@ -216,6 +238,39 @@ impl HeldHandle {
     /// Cancel safety: the decision stands, and the script gets it whenever it asks.
     pub async fn release(&self) -> Result<(), HookError> {
         self.decide(Decision::Go).await
+    }
+
+    /// As [`HeldHandle::release`], for a hold that was seen and is not expected to come back: when its
+    /// script is gone and was not told `go`, the decision is taken back.
+    ///
+    /// # Errors
+    /// [`HookError::Lost`]: nothing has run, and whatever asks later is told `abort`.
+    pub async fn release_held(&self) -> Result<(), HookError> {
+        tokio::select! {
+            biased;
+            () = self.take_back() => Err(HookError::Lost(self.migration)),
+            told = self.release() => told,
+        }
+    }
+
+    /// Returns when nobody is there to be told, and nobody ever will be told `go`.
+    async fn take_back(&self) {
+        let mut changes = self.hold.subscribe();
+        loop {
+            if changes.wait_for(Hold::unheard).await.is_err() {
+                return std::future::pending().await;
+            }
+            let back = self.hold.send_if_modified(|h| {
+                let back = h.unheard();
+                if back {
+                    h.decision = Some(Decision::Abort);
+                }
+                back
+            });
+            if back {
+                return;
+            }
+        }
     }
 
     /// Calls the restore off. As [`HeldHandle::release`] otherwise.

@@ -348,16 +348,20 @@ impl Journal {
         self.call("update a migration", move |c| upsert(c, &status)).await
     }
 
-    /// The newest epoch seen of a container, and who owned it then.
+    /// The newest epoch seen of the container of this name that was made at `made_unix_ms` or later, and
+    /// who owned it then. An older one of the same name was another container.
     pub async fn ownership(
         &self,
         container: &ContainerName,
+        made_unix_ms: i64,
     ) -> Result<Option<(Epoch, String)>, JournalError> {
         let name = container.as_str().to_owned();
         self.call("look up an epoch", move |c| {
-            c.query_row("SELECT epoch, owner FROM ownership WHERE container = ?1", [name], |row| {
-                Ok((Epoch(u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0)), row.get(1)?))
-            })
+            c.query_row(
+                "SELECT epoch, owner FROM ownership WHERE container = ?1 AND made_unix_ms >= ?2",
+                params![name, made_unix_ms],
+                |row| Ok((Epoch(u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0)), row.get(1)?)),
+            )
             .optional()
         })
         .await
@@ -443,13 +447,20 @@ impl Journal {
 pub struct Ownership {
     /// The container.
     pub container: ContainerName,
+    /// When it was made, which tells it from others of its name; [`Ownership::SAME`]: as it is known.
+    pub made_unix_ms: i64,
     /// Since which epoch.
     pub epoch: Epoch,
     /// The host.
     pub owner: HostName,
 }
 
-/// Milliseconds since 1970 by the wall clock; for people, never for decisions.
+impl Ownership {
+    /// Of the container of this name that is known, whenever it was made.
+    pub const SAME: i64 = 0;
+}
+
+/// Milliseconds since 1970 by the wall clock; for people, never for the hand-over's decisions.
 pub fn now_ms() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
@@ -488,10 +499,11 @@ fn append(
 fn own(c: &Connection, migration: MigrationId, owner: Option<Ownership>) -> Result<(), rusqlite::Error> {
     let Some(o) = owner else { return Ok(()) };
     c.execute(
-        "INSERT INTO ownership (container, epoch, owner, migration) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (container) DO UPDATE SET epoch = ?2, owner = ?3, migration = ?4
-         WHERE excluded.epoch >= ownership.epoch",
-        params![o.container.as_str(), as_i64(o.epoch.0), o.owner.as_str(), migration.to_string()],
+        "INSERT INTO ownership (container, made_unix_ms, epoch, owner, migration) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (container) DO UPDATE
+         SET made_unix_ms = max(made_unix_ms, ?2), epoch = ?3, owner = ?4, migration = ?5
+         WHERE excluded.made_unix_ms > ownership.made_unix_ms OR excluded.epoch >= ownership.epoch",
+        params![o.container.as_str(), o.made_unix_ms, as_i64(o.epoch.0), o.owner.as_str(), migration.to_string()],
     )
     .map(|_| ())
 }
@@ -550,6 +562,7 @@ mod tests {
             journal.begin(status(id, Progressing::Running), Record::Accepted).await.unwrap();
             let owner = Ownership {
                 container: "web".parse().unwrap(),
+                made_unix_ms: 1000,
                 epoch: Epoch(2),
                 owner: "host-b".parse().unwrap(),
             };
@@ -561,7 +574,7 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].records, [Record::Accepted, Record::Released]);
         let web = "web".parse().unwrap();
-        assert_eq!(journal.ownership(&web).await.unwrap(), Some((Epoch(2), "host-b".into())));
+        assert_eq!(journal.ownership(&web, 1000).await.unwrap(), Some((Epoch(2), "host-b".into())));
         assert_eq!(journal.document(id, Side::Source).await.unwrap().as_deref(), Some(&b"{}"[..]));
         assert!(journal.recorded_at(id, Side::Source, Record::Released).await.unwrap().is_some());
         assert_eq!(journal.recorded_at(id, Side::Source, Record::Retired).await.unwrap(), None);
@@ -572,20 +585,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_older_epoch_never_replaces_a_newer_one() {
+    async fn an_older_epoch_never_replaces_a_newer_one_of_the_same_container() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path(), dir.path(), &[]).unwrap();
         let id = MigrationId(uuid::Uuid::now_v7());
-        let own = |epoch, host: &str| Ownership {
+        let own = |made_unix_ms, epoch, host: &str| Ownership {
             container: "web".parse().unwrap(),
+            made_unix_ms,
             epoch: Epoch(epoch),
             owner: host.parse().unwrap(),
         };
-        journal.record(id, Side::Source, Record::Released, Some(own(5, "host-b"))).await.unwrap();
-        journal.record(id, Side::Source, Record::Released, Some(own(4, "host-c"))).await.unwrap();
-        assert_eq!(
-            journal.ownership(&"web".parse().unwrap()).await.unwrap(),
-            Some((Epoch(5), "host-b".into()))
-        );
+        journal.record(id, Side::Source, Record::Released, Some(own(1000, 5, "host-b"))).await.unwrap();
+        journal.record(id, Side::Source, Record::Released, Some(own(1000, 4, "host-c"))).await.unwrap();
+        let web = "web".parse().unwrap();
+        assert_eq!(journal.ownership(&web, 1000).await.unwrap(), Some((Epoch(5), "host-b".into())));
+        // Removed and made anew under its name: another container.
+        assert_eq!(journal.ownership(&web, 2000).await.unwrap(), None);
+        journal.record(id, Side::Source, Record::Released, Some(own(2000, 2, "host-c"))).await.unwrap();
+        assert_eq!(journal.ownership(&web, 2000).await.unwrap(), Some((Epoch(2), "host-c".into())));
+        let same = Ownership::SAME;
+        journal.record(id, Side::Source, Record::Released, Some(own(same, 3, "host-a"))).await.unwrap();
+        assert_eq!(journal.ownership(&web, 2000).await.unwrap(), Some((Epoch(3), "host-a".into())));
     }
 }

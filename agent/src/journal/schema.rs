@@ -30,10 +30,11 @@ CREATE TABLE documents (
     PRIMARY KEY (migration, side)
 ) STRICT;
 CREATE TABLE ownership (
-    container TEXT PRIMARY KEY,
-    epoch     INTEGER NOT NULL,
-    owner     TEXT NOT NULL,
-    migration TEXT NOT NULL
+    container    TEXT PRIMARY KEY,
+    made_unix_ms INTEGER NOT NULL,
+    epoch        INTEGER NOT NULL,
+    owner        TEXT NOT NULL,
+    migration    TEXT NOT NULL
 ) STRICT;
 ";
 

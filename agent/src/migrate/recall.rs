@@ -8,7 +8,7 @@ use super::registry::Migrations;
 use super::source::driver as source;
 use super::source::machine as source_machine;
 use super::source::work::Work as SourceWork;
-use crate::journal::{JournalError, Record, now_ms};
+use crate::journal::{JournalError, Ownership, Record, now_ms};
 use crate::transport::endpoint::Connection;
 use crate::transport::framing::{read_message, write_message};
 use quinn::{RecvStream, SendStream};
@@ -98,7 +98,7 @@ impl Migrations {
         if !source_machine::yields(&records) || self.of_container(&status.container).is_some() {
             return Ok(None);
         }
-        let owner = self.ctx.journal.ownership(&status.container).await?;
+        let owner = self.ctx.journal.ownership(&status.container, Ownership::SAME).await?;
         let newer = owner.is_some_and(|(e, host)| e > status.epoch && host != self.ctx.config.host.as_str());
         Ok(Some((status, !newer)))
     }

@@ -36,6 +36,7 @@ use tap::Tap;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tranship_proto::error::WireError;
+use tranship_proto::handoff::{HeldPacket, MAX_PACKET_BYTES, MAX_PACKETS};
 use tranship_proto::ids::ContainerName;
 use tranship_proto::network::{Mac, NetCapture};
 
@@ -82,15 +83,6 @@ pub struct HoldStats {
     pub longest: Duration,
     /// The container was heard elsewhere, so the hold ended by itself.
     pub gave_way: bool,
-}
-
-/// A packet that waited at one host and goes on waiting at another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeldPacket {
-    /// Name of the link inside the container.
-    pub link: String,
-    /// A complete Ethernet frame without check sequence, 14 bytes and up.
-    pub frame: Vec<u8>,
 }
 
 /// Packets of one container that wait. Ends when dropped; better call [`Self::deliver`] or
@@ -314,13 +306,13 @@ impl PacketHold {
     /// For the source, when the destination has begun to attract packets: what waits here, oldest
     /// first, to be adopted there. Packets that come later find their way by themselves.
     ///
-    /// Frames of large receive offload are dropped and counted: their sender repeats them as soon as
-    /// it is told of those that follow.
+    /// Frames of large receive offload are dropped and counted, and so is what a message has no room for:
+    /// their sender repeats them as soon as it is told of those that follow.
     ///
     /// # Errors
     /// When a device cannot be read; what waits is lost, and nothing is left of the hold.
     pub async fn collect(mut self) -> Result<(Vec<HeldPacket>, HoldStats), NetworkError> {
-        let mut packets = Vec::new();
+        let (mut packets, mut room) = (Vec::new(), MAX_PACKET_BYTES);
         for l in &self.shared.lines {
             if let Err(e) = switch::forget(&mut self.host, l.mac, l.index).await {
                 tracing::debug!(%e, "the bridge has forgotten already");
@@ -333,12 +325,13 @@ impl PacketHold {
             state.phase = Phase::Delivering;
             while let Some(held) = state.queue.pop(Instant::now()) {
                 match frame::finished(&held.packet) {
-                    Ok(frame) => {
+                    Ok(frame) if frame.len() <= room && packets.len() < MAX_PACKETS => {
+                        room -= frame.len();
                         let link = self.shared.lines[held.line].port.link.clone();
                         state.delivered += 1;
                         packets.push(HeldPacket { link, frame });
                     }
-                    Err(frame::Unfinished) => state.queue.dropped += 1,
+                    Ok(_) | Err(frame::Unfinished) => state.queue.dropped += 1,
                 }
             }
             drained

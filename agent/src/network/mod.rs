@@ -37,7 +37,7 @@ pub use capture::capture;
 pub use connect::{Gate, connect, destroy, ports_in_use};
 pub use error::NetworkError;
 pub use fence::{fence, is_open, open_gate, unfence};
-pub use hold::{HeldPacket, HoldLimits, HoldStats, PacketHold};
+pub use hold::{HoldLimits, HoldStats, PacketHold};
 pub use netns::Netns;
 pub use packet::{arp_announcement, arp_probe, neighbour_advertisement, neighbour_solicitation};
 pub use probe::{Conflict, conflicts, probe};

@@ -10,6 +10,7 @@ use std::net::UdpSocket;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tranship_agent::network::*;
+use tranship_proto::handoff::HeldPacket;
 use tranship_proto::ids::ContainerName;
 use tranship_proto::network::{Mac, NetCapture};
 

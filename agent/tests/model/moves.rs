@@ -461,6 +461,9 @@ impl Model {
             }
             Op::Resume => {
                 end(did_not, w, Ev::ResumeFailed);
+                if matches!(w.copy, Copy::None | Copy::Lost) && !w.ran {
+                    end(did_not, w, Ev::NeverRan);
+                }
                 if matches!(w.copy, Copy::Held | Copy::Running) {
                     (w.copy, w.ran) = (Copy::Running, true);
                     end(after_all, w, Ev::ResumeFailed);

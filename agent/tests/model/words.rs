@@ -4,7 +4,7 @@
 //! value here, and states are compared after their failures were replaced by it.
 
 use tranship_agent::journal::Record;
-use tranship_agent::migrate::destination::machine::{self as t, Acceptance, By, Decision};
+use tranship_agent::migrate::destination::machine::{self as t, Acceptance, By, Ceded, Decision};
 use tranship_agent::migrate::source::machine as s;
 use tranship_proto::handoff::{Handoff, MemoryMode, Offer, Position, ResumeTimes, Totals};
 use tranship_proto::status::{Failure, Reason, Side};
@@ -88,8 +88,11 @@ impl Msg {
             Handoff::Reserve(_) => Msg::Reserve,
             Handoff::Reserved { .. } => Msg::Reserved,
             Handoff::Refused(_) => Msg::Refused,
-            // Both pass by the machines.
-            Handoff::PassDone { .. } | Handoff::RoundDone { .. } => Msg::PassDone,
+            // All pass by the machines.
+            Handoff::PassDone { .. }
+            | Handoff::RoundDone { .. }
+            | Handoff::Holding
+            | Handoff::Packets(_) => Msg::PassDone,
             Handoff::Frozen => Msg::Frozen,
             Handoff::Prepare(_) => Msg::Prepare,
             Handoff::Prepared { .. } => Msg::Prepared,
@@ -254,6 +257,7 @@ pub enum Ev {
     HoldLost,
     Resumed,
     ResumeFailed,
+    NeverRan,
     Discarded,
     DiscardFailed,
     /// An operator says that the other side's host is dead.
@@ -327,6 +331,7 @@ impl Ev {
             Ev::HoldLost => E::HoldLost(failure()),
             Ev::Resumed => E::Resumed(Ok(ResumeTimes::default())),
             Ev::ResumeFailed => E::Resumed(Err(failure())),
+            Ev::NeverRan => E::NeverRan(failure()),
             Ev::Discarded => E::Discarded(None),
             Ev::DiscardFailed => E::DiscardFailed(failure()),
             Ev::Resolved => E::Resolved(Decision::RunHere),
@@ -358,7 +363,7 @@ pub fn plain_destination(state: t::State) -> t::State {
     use t::State as S;
     match state {
         S::Lost(_) => S::Lost(failure()),
-        S::Yielding(_) => S::Yielding(failure()),
+        S::Yielding(by, _) => S::Yielding(by, failure()),
         S::Discarding(_) => S::Discarding(failure()),
         S::Ended(Some(_)) => S::Ended(Some(failure())),
         other => other,
@@ -409,7 +414,8 @@ pub fn destination_states() -> Vec<t::State> {
         S::Resuming(By::Operator),
         S::Running(By::Grant, ResumeTimes::default()),
         S::Running(By::Operator, ResumeTimes::default()),
-        S::Yielding(failure()),
+        S::Yielding(Ceded::There, failure()),
+        S::Yielding(Ceded::Here, failure()),
         S::Closing(ResumeTimes::default()),
         S::Discarding(failure()),
         S::Ended(Some(failure())),

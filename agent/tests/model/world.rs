@@ -316,7 +316,7 @@ impl Agent {
     }
 }
 
-const OUTCOMES: [Ev; 16] = [
+const OUTCOMES: [Ev; 17] = [
     Ev::Offered,
     Ev::StepDone,
     Ev::Copied,
@@ -333,6 +333,7 @@ const OUTCOMES: [Ev; 16] = [
     Ev::ResumeFailed,
     Ev::Discarded,
     Ev::DiscardFailed,
+    Ev::NeverRan,
 ];
 
 /// A number below 64 for an outcome; 0 is none.

@@ -6,7 +6,7 @@ use tranship_proto::control::{
     Welcome,
 };
 use tranship_proto::handoff::{
-    Envelope, Handoff, MemoryMode, MemoryTotals, Offer, Position, ResumeTimes, Totals, TreeOffer,
+    Envelope, Handoff, HeldPacket, MemoryMode, MemoryTotals, Offer, Position, ResumeTimes, Totals, TreeOffer,
 };
 use tranship_proto::ids::{Epoch, MigrationId};
 use tranship_proto::pages::PagesEnd;
@@ -246,6 +246,11 @@ fn handoffs() -> Vec<(&'static str, Handoff)> {
         ("handoff.position.taken", Handoff::Position(Position::Taken)),
         ("handoff.position.taken_back", Handoff::Position(Position::TakenBack)),
         ("handoff.round_done", Handoff::RoundDone { round: 2 }),
+        ("handoff.holding", Handoff::Holding),
+        (
+            "handoff.packets",
+            Handoff::Packets(vec![HeldPacket { link: "eth0".into(), frame: vec![2, 0, 0, 0, 0, 5] }]),
+        ),
     ]
 }
 

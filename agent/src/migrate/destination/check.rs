@@ -57,7 +57,9 @@ pub(super) async fn check(
     processor(ctx, offer)?;
     let journal =
         |e: crate::journal::JournalError| Failure::new(Reason::Internal, Side::Destination, e.to_string());
-    if let Some((seen, owner)) = ctx.journal.ownership(&offer.container).await.map_err(journal)?
+    let moved = MovedContainer::from_bytes(&offer.container_json).map_err(|e| refused(&e))?;
+    let made = moved.container.created_unix_ms;
+    if let Some((seen, owner)) = ctx.journal.ownership(&offer.container, made).await.map_err(journal)?
         && seen >= epoch
     {
         let text = format!(
@@ -67,7 +69,6 @@ pub(super) async fn check(
         return Err(refuse(text)
             .hint("the source's copy may be a stale one; compare `tranship inspect` on both hosts"));
     }
-    let moved = MovedContainer::from_bytes(&offer.container_json).map_err(|e| refused(&e))?;
     if moved.container.name != offer.container {
         return Err(refuse(format!(
             "the offer describes {} and is for {}",

@@ -4,8 +4,8 @@
 //! tasks. The work is shared here, because bulk streams arrive while other things go on; its parts
 //! lock themselves.
 
-use super::machine::{Decision, Effect, Event, State};
-use super::work::Work;
+use super::machine::{Ceded, Decision, Effect, Event, State};
+use super::work::{NotResumed, Work};
 use crate::context::Context;
 use crate::faults::Action;
 use crate::journal::{Ownership, Record, now_ms};
@@ -203,6 +203,10 @@ impl Driver {
                     return;
                 }
                 match what {
+                    LinkWord::Message(Handoff::Packets(packets)) => {
+                        let work = self.work.clone();
+                        self.spawn(async move { work.adopt_packets(packets).await });
+                    }
                     LinkWord::Message(body) => self.events.push_back(Event::Peer(body)),
                     LinkWord::Lost(why) => {
                         self.link = None;
@@ -284,14 +288,27 @@ impl Driver {
                     let _ = own.send(Input::Happened(Event::ReceiveFailed(f))).await;
                 }
             }),
-            Effect::HoldPackets => self.spawn(async move { work.hold_packets().await }),
+            Effect::HoldPackets => {
+                let reply = self.link.as_ref().map(Link::sender);
+                self.spawn(async move {
+                    if work.hold_packets().await
+                        && let Some(reply) = reply
+                    {
+                        reply.send(Handoff::Holding);
+                    }
+                });
+            }
             Effect::Restore(totals) => self.spawn(async move {
                 let result = faulty(&ctx, "restore", work.restore(&totals)).await;
                 restored(&work, &own, result).await;
             }),
             Effect::Resume => self.spawn(async move {
-                let result = faulty(&ctx, "resume", work.resume()).await;
-                let _ = own.send(Input::Happened(Event::Resumed(result))).await;
+                let event = match faulty(&ctx, "resume", work.resume()).await {
+                    Ok(times) => Event::Resumed(Ok(times)),
+                    Err(NotResumed::Perhaps(f)) => Event::Resumed(Err(f)),
+                    Err(NotResumed::NeverRan(f)) => Event::NeverRan(f),
+                };
+                let _ = own.send(Input::Happened(event)).await;
             }),
             Effect::Discard => self.spawn(async move {
                 let event = match work.discard().await {
@@ -433,7 +450,7 @@ impl Driver {
             return self.not_recorded(record, f);
         }
         // What is not held can only be restored again before this host is the owner.
-        if matches!(record, Record::Owner | Record::Taken) && !self.work.holds().await {
+        if matches!(record, Record::Owner | Record::Taken) && !self.work.holds_well().await {
             let f = Failure::new(Reason::Failed, Side::Destination, "the restore is not held any more");
             let f = f.hint("it is restored again from the images that are kept").retryable();
             self.not_recorded(record, f.clone());
@@ -443,13 +460,16 @@ impl Driver {
         let status = self.status.borrow().clone();
         let (id, epoch) = (status.migration, status.epoch);
         let own = |epoch, host: &HostName| {
-            Some(Ownership { container: status.container.clone(), epoch, owner: host.clone() })
+            let (container, made_unix_ms) = (status.container.clone(), self.work.made_unix_ms());
+            Some(Ownership { container, made_unix_ms, epoch, owner: host.clone() })
         };
         let owner = match record {
             Record::Owner | Record::Taken => own(epoch, &status.destination),
-            // As the source has it, when it was decided there.
-            Record::Overruled if status.resolution.is_none() => own(epoch.next(), &status.source),
-            Record::Overruled => own(epoch, &status.source),
+            // As the source has it.
+            Record::Overruled => match self.state {
+                State::Yielding(Ceded::There, _) => own(epoch.next(), &status.source),
+                _ => own(epoch, &status.source),
+            },
             _ => None,
         };
         let decided = matches!(record, Record::Taken | Record::Overruled);
@@ -568,13 +588,13 @@ fn decision(status: &MigrationStatus, verdict: &Verdict) -> Decision {
 }
 
 /// Runs a step between its two fault points.
-async fn faulty<T>(
+async fn faulty<T, E: From<Failure>>(
     ctx: &Context,
     name: &str,
-    step: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let point = format!("destination.effect.{name}");
-    let failed = || Failure::new(Reason::Failed, Side::Destination, format!("fault at {point}"));
+    let failed = || E::from(Failure::new(Reason::Failed, Side::Destination, format!("fault at {point}")));
     if ctx.faults.pass(&format!("{point}.before")).await == Some(Action::Error) {
         return Err(failed());
     }

@@ -8,6 +8,7 @@
 //!
 //! By an operator: Held -> Owning                                (the source's host is dead)
 //!                 Owning, Resuming, Running -> Yielding -> Ended  (this host was declared dead, or the copy is)
+//! By itself:      Resuming -> Yielding -> Ended                   (the hold had died before it was let go)
 //! ```
 //!
 //! | State | Copy here | Last record | Asked where it is | Waits for, and what happens if that does not come |
@@ -38,7 +39,8 @@
 //! * After OWNER nothing here is ever restored from images, for the copy may have run; and nothing is
 //!   discarded but by an operator: one who has declared this host dead at the source, which the source
 //!   says as long as it has not retired its own copy, or one who gives up here what cannot be resumed.
-//!   Either is on disk as OVERRULED before the copy is touched, so that no restart resumes it.
+//!   Either is on disk as OVERRULED before the copy is touched, so that no restart resumes it. One case
+//!   needs no operator: the agent that let go has seen the hold die before it could ([`Event::NeverRan`]).
 //! * `Handoff::Aborted`, on which a source that has released takes its container back, is sent only
 //!   when DISCARDED is on disk (or nothing ever was). From there no grant is taken.
 //! * A migration ends only when its last record is on disk, as at the source.
@@ -85,9 +87,9 @@ pub enum State {
     Running(By, ResumeTimes),
     /// The source is clean: CLOSED is being flushed.
     Closing(ResumeTimes),
-    /// An operator has decided against this host's copy: flushing OVERRULED, destroying the copy behind
-    /// a shut gate, flushing DISCARDED.
-    Yielding(Failure),
+    /// This host's copy is not to run, though OWNER or TAKEN is on disk: flushing OVERRULED, destroying
+    /// the copy behind a shut gate, flushing DISCARDED.
+    Yielding(Ceded, Failure),
     /// Removing what was made here, then flushing DISCARDED.
     Discarding(Failure),
     /// Nothing more to do. `None`: the container is this host's.
@@ -110,6 +112,15 @@ impl By {
             By::Operator => Record::Taken,
         }
     }
+}
+
+/// Why a copy is not to run though this host was its owner: by what epoch the source has the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ceded {
+    /// An operator has decided so at the source, which has begun an epoch of its own.
+    There,
+    /// It never ran, or an operator has given up here what cannot be resumed: this migration's epoch.
+    Here,
 }
 
 /// What an operator decides at a destination.
@@ -149,6 +160,9 @@ pub enum Event {
     HoldLost(Failure),
     /// The container was let go, or could not be.
     Resumed(Result<ResumeTimes, Failure>),
+    /// The held restore had died before this agent, which found or made it, could let it go: it was told
+    /// nothing, and nothing has run or ever will.
+    NeverRan(Failure),
     /// The connection is gone.
     LinkLost(String),
     /// There is a connection again.
@@ -220,7 +234,7 @@ impl State {
             | State::Lost(_) => Phase::Prepare,
             State::Owning(_) | State::Resuming(_) => Phase::Grant,
             State::Running(..) | State::Closing(_) | State::Ended(None) => Phase::Retire,
-            State::Yielding(f) | State::Discarding(f) | State::Ended(Some(f)) => {
+            State::Yielding(_, f) | State::Discarding(f) | State::Ended(Some(f)) => {
                 f.phase.unwrap_or(Phase::Reserve)
             }
         }
@@ -277,7 +291,7 @@ impl State {
             Record::Prepared => State::Held { restore_us: 0 },
             Record::Owner => State::Resuming(By::Grant),
             Record::Taken => State::Resuming(By::Operator),
-            Record::Overruled => State::Yielding(overruled()),
+            Record::Overruled => State::Yielding(Ceded::Here, overruled()),
             Record::Closed => State::Ended(None),
             Record::Discarded => State::Ended(Some(restarted())),
             _ => State::Receiving,
@@ -351,7 +365,9 @@ impl State {
                 let (state, word) = running(by, times);
                 (state, vec![word])
             }
-            (S::Resuming(by), E::Resumed(Err(f))) => {
+            // The source has it whole, and said so a moment ago.
+            (S::Resuming(By::Grant), E::NeverRan(f)) => yielding(Ceded::Here, f.phase(Phase::Grant)),
+            (S::Resuming(by), E::Resumed(Err(f)) | E::NeverRan(f)) => {
                 // The container is this host's, and it does not run: say so, keep everything.
                 let doubt = Failure { reason: Reason::InDoubt, ..f }.phase(Phase::Grant);
                 (S::Resuming(by), vec![X::Doubt(doubt), X::Again(Box::new(X::Resume)), X::Ask])
@@ -361,24 +377,26 @@ impl State {
             (S::Held { .. }, E::Resolved(Decision::RunHere)) => {
                 (S::Owning(By::Operator), vec![X::Record(Record::Taken)])
             }
-            (S::Resuming(_), E::Resolved(Decision::GiveUp(f))) => yielding(f.phase(Phase::Grant)),
+            (S::Resuming(_), E::Resolved(Decision::GiveUp(f))) => yielding(Ceded::Here, f.phase(Phase::Grant)),
             (s, E::Resolved(_)) => (s, vec![]),
-            (S::Yielding(f), E::Recorded(Record::Overruled)) => (S::Yielding(f), vec![X::Decided, X::Yield]),
-            (s @ S::Yielding(_), E::RecordFailed(record @ (Record::Overruled | Record::Discarded), _)) => {
+            (S::Yielding(by, f), E::Recorded(Record::Overruled)) => {
+                (S::Yielding(by, f), vec![X::Decided, X::Yield])
+            }
+            (s @ S::Yielding(..), E::RecordFailed(record @ (Record::Overruled | Record::Discarded), _)) => {
                 (s, again(X::Record(record)))
             }
-            (S::Yielding(f), E::Restarted) => (S::Yielding(f), vec![X::Yield]),
-            (S::Yielding(f), E::Discarded(trouble)) => {
-                (S::Yielding(with_trouble(f, trouble)), vec![X::Record(Record::Discarded)])
+            (S::Yielding(by, f), E::Restarted) => (S::Yielding(by, f), vec![X::Yield]),
+            (S::Yielding(by, f), E::Discarded(trouble)) => {
+                (S::Yielding(by, with_trouble(f, trouble)), vec![X::Record(Record::Discarded)])
             }
-            (s @ S::Yielding(_), E::DiscardFailed(_)) => (s, again(X::Yield)),
-            (S::Yielding(f), E::Recorded(Record::Discarded)) => {
+            (s @ S::Yielding(..), E::DiscardFailed(_)) => (s, again(X::Yield)),
+            (S::Yielding(_, f), E::Recorded(Record::Discarded)) => {
                 (S::Ended(Some(f.clone())), vec![X::Send(Handoff::Aborted), X::Finish(Some(f))])
             }
             // The resume that ran when it was decided.
-            (s @ S::Yielding(_), E::Resumed(_)) => (s, vec![]),
+            (s @ S::Yielding(..), E::Resumed(_) | E::NeverRan(_)) => (s, vec![]),
             // The source retires its copy only when it was told that this one runs: it has run.
-            (s @ S::Closing(_), E::Resumed(_)) => (s, vec![]),
+            (s @ S::Closing(_), E::Resumed(_) | E::NeverRan(_)) => (s, vec![]),
             (S::Closing(_), E::Recorded(Record::Closed)) => {
                 (S::Ended(None), vec![X::Send(Handoff::Closed), X::Finish(None)])
             }
@@ -473,7 +491,9 @@ impl State {
             }
             // An operator has declared this host dead, and the container is the source's again. Not
             // after Retired: from then on the only copy is here.
-            (S::Resuming(_) | S::Running(..), H::Position(Position::TakenBack)) => yielding(overruled()),
+            (S::Resuming(_) | S::Running(..), H::Position(Position::TakenBack)) => {
+                yielding(Ceded::There, overruled())
+            }
             // Also when what was here was given up after it had run, before the source was heard.
             (s @ S::Ended(_), H::Retired) => (s, vec![X::Send(H::Closed)]),
             (s @ S::Ended(None), H::Grant) => (s, vec![X::Send(H::Running(ResumeTimes::default()))]),
@@ -524,7 +544,7 @@ impl State {
             s @ (S::Preparing { .. } | S::Held { .. } | S::Reclaiming | S::Lost(_)) => (s, vec![Effect::Ask]),
             // The source comes back by itself, unless an operator has decided there or here.
             s @ (S::Owning(_) | S::Resuming(_) | S::Running(..)) => (s, vec![Effect::Ask]),
-            s @ (S::Idle | S::Closing(_) | S::Yielding(_) | S::Discarding(_) | S::Ended(_)) => (s, vec![]),
+            s @ (S::Idle | S::Closing(_) | S::Yielding(..) | S::Discarding(_) | S::Ended(_)) => (s, vec![]),
         }
     }
 
@@ -567,8 +587,8 @@ fn running(by: By, times: ResumeTimes) -> (State, Effect) {
     (State::Running(by, times), Effect::Send(word))
 }
 
-fn yielding(failure: Failure) -> (State, Vec<Effect>) {
-    (State::Yielding(failure), vec![Effect::Record(Record::Overruled)])
+fn yielding(by: Ceded, failure: Failure) -> (State, Vec<Effect>) {
+    (State::Yielding(by, failure), vec![Effect::Record(Record::Overruled)])
 }
 
 fn discard(failure: Failure) -> (State, Vec<Effect>) {

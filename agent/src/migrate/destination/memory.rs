@@ -5,7 +5,7 @@
 //! was started again.
 
 use super::check::Accepted;
-use super::receive::reader;
+use super::receive::{not_received, reader};
 use crate::context::Context;
 use crate::engine::RestoreRequest;
 use crate::hook::own_program;
@@ -53,7 +53,7 @@ pub(super) async fn lane(
     let taken = tokio::task::spawn_blocking(move || store.take_lane(&mut reader, round, lane, lanes)).await;
     match taken {
         Ok(Ok(complete)) => Ok(complete.then_some(Handoff::RoundDone { round })),
-        Ok(Err(e)) => Err(failed(format!("cannot receive memory: {}", crate::chain(&e)))),
+        Ok(Err(e)) => Err(not_received("memory", &e)),
         Err(e) => Err(failed(format!("receiving memory panicked: {e}"))),
     }
 }

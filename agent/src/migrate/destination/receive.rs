@@ -15,6 +15,18 @@ fn failed(text: String) -> Failure {
     Failure::new(Reason::Failed, Side::Destination, text)
 }
 
+/// What could not be received, with what to do when there was no room for it.
+pub(super) fn not_received(what: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+    let f = failed(format!("cannot receive {what}: {}", crate::chain(error)));
+    let full = |e: &(dyn std::error::Error + 'static)| {
+        e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+    };
+    match std::iter::successors(Some(error), |e| e.source()).any(full) {
+        true => f.hint("make room at the destination: `df -h` says which file system is full"),
+        false => f,
+    }
+}
+
 /// Records of a bulk stream, until this migration is given up.
 pub(super) fn reader(recv: RecvStream, given_up: watch::Receiver<bool>) -> Result<BulkReader, Failure> {
     BulkReader::start(recv, given_up).map_err(|e| failed(format!("cannot start a decompressor: {e}")))
@@ -118,5 +130,5 @@ pub(super) async fn images(
     tokio::task::spawn_blocking(move || receive_images(&mut reader, &dir, limit, came))
         .await
         .map_err(|e| failed(format!("receiving images panicked: {e}")))?
-        .map_err(|e| failed(format!("cannot receive memory: {}", crate::chain(&e))))
+        .map_err(|e| not_received("memory", &e))
 }

@@ -8,10 +8,12 @@ use super::machine::Acceptance;
 use super::memory;
 use super::receive::{Receiving, images};
 use crate::context::Context;
-use crate::engine::{ContainerState, RestoreHandle};
+use crate::engine::{ContainerState, EngineError, RestoreHandle};
+use crate::hook::HookError;
 use crate::memory::DIR_MODE;
 use crate::memory::receive::Received;
 use crate::memory::store::Store;
+use crate::journal::Ownership;
 use crate::migrate::source::{engine_failure, remove_dir};
 use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
 use crate::storage::StorePolicy;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, OnceCell, Semaphore, oneshot, watch};
 use tranship_proto::bulk::BulkContent;
-use tranship_proto::handoff::{Handoff, MemoryMode, Offer, ResumeTimes, Totals};
+use tranship_proto::handoff::{Handoff, HeldPacket, MemoryMode, Offer, ResumeTimes, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
 use tranship_proto::network::NetCapture;
 use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
@@ -48,6 +50,21 @@ struct Room {
     memory: Option<Arc<Store>>,
     ports: Vec<Port>,
     watch: Option<PacketWatch>,
+}
+
+/// Why a container could not be let go.
+#[derive(Debug)]
+pub enum NotResumed {
+    /// It may have run.
+    Perhaps(Failure),
+    /// Its hold had died before: nothing has run, nor ever will.
+    NeverRan(Failure),
+}
+
+impl From<Failure> for NotResumed {
+    fn from(failure: Failure) -> Self {
+        NotResumed::Perhaps(failure)
+    }
 }
 
 /// What the steps share.
@@ -154,6 +171,11 @@ impl Work {
         Ok(work)
     }
 
+    /// When the container was made, as [`Ownership::made_unix_ms`].
+    pub fn made_unix_ms(&self) -> i64 {
+        self.accepted.get().map_or(Ownership::SAME, |a| a.arrival.container.created_unix_ms)
+    }
+
     /// Whether an earlier agent has let the container go and settled it: its arrival is over then, and
     /// the container is there with this migration's epoch.
     async fn settled_before(&self) -> bool {
@@ -212,9 +234,10 @@ impl Work {
         Ok(handle)
     }
 
-    /// Whether the restore is held at this moment.
-    pub async fn holds(&self) -> bool {
+    /// Whether the restore is held at this moment, and has its memory.
+    pub async fn holds_well(&self) -> bool {
         self.handle.lock().await.as_ref().is_some_and(RestoreHandle::connected)
+            && memory::held_well(&self.ctx, &self.offer.container, &self.image_dir()).await
     }
 
     /// Waits until a restore that is held dies without having been told anything, or loses its memory;
@@ -315,10 +338,11 @@ impl Work {
         Ok(())
     }
 
-    /// The source is fenced and frozen: what comes for the container waits here from now on.
-    pub async fn hold_packets(&self) {
+    /// The source is frozen and fenced: what comes for the container waits here from now on. Whether it
+    /// does.
+    pub async fn hold_packets(&self) -> bool {
         let mut slot = self.hold.lock().await;
-        let Some(hold) = slot.as_mut() else { return };
+        let Some(hold) = slot.as_mut() else { return false };
         let held = match hold.catch().await {
             Ok(()) => hold.attract(),
             Err(e) => Err(e),
@@ -328,6 +352,18 @@ impl Work {
             if let Some(hold) = slot.take() {
                 hold.discard().await;
             }
+        }
+        slot.is_some()
+    }
+
+    /// What waited at the source goes before what waits here.
+    pub async fn adopt_packets(&self, packets: Vec<HeldPacket>) {
+        let refused = match self.hold.lock().await.as_mut() {
+            Some(hold) => hold.adopt(packets),
+            None => packets.len(),
+        };
+        if refused > 0 {
+            tracing::debug!(refused, "packets of the source's that are not held here");
         }
     }
 
@@ -504,7 +540,7 @@ impl Work {
     }
 
     /// The container is this host's: opens the gate, lets it go, announces it.
-    pub async fn resume(&self) -> Result<ResumeTimes, Failure> {
+    pub async fn resume(&self) -> Result<ResumeTimes, NotResumed> {
         let start = Instant::now();
         let since = |from: Instant| u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX);
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
@@ -536,7 +572,17 @@ impl Work {
             }
         };
         let (released, announced, delivered) = tokio::join!(self.let_go(handle), announce, deliver);
-        released.map_err(engine)?;
+        if let Err(error) = released {
+            // Nothing is there to answer, and the kernel would, with resets.
+            if let Err(e) = network::fence(&room.ports).await {
+                tracing::warn!(error = %crate::chain(&e), "the gate of what could not be let go stays open");
+            }
+            let failure = engine_failure(&error, Side::Destination);
+            return Err(match error {
+                EngineError::Hook(HookError::Lost(_)) => NotResumed::NeverRan(failure),
+                _ => NotResumed::Perhaps(failure),
+            });
+        }
         match delivered {
             Some(Ok(stats)) => {
                 tracing::info!(

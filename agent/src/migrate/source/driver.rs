@@ -14,13 +14,14 @@ use crate::migrate::events::EventLog;
 use crate::migrate::link::{Link, LinkEvent, LinkWord};
 use crate::migrate::panics::whole;
 use crate::migrate::progress::Progress;
+use crate::network::PacketHold;
 use crate::transport::endpoint::Connection;
 use quinn::{RecvStream, SendStream};
 use std::collections::VecDeque;
 use std::mem::Discriminant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tranship_proto::handoff::{Handoff, ResumeTimes};
 use tranship_proto::ids::{HostName, MigrationId};
 use tranship_proto::status::{
@@ -104,6 +105,8 @@ pub struct Driver {
     // The journal says that it is in doubt, and since when.
     doubt_kept: bool,
     progress: Progress,
+    made_unix_ms: i64,
+    hold: Arc<Mutex<Option<PacketHold>>>,
     summary: Summary,
     started: Instant,
     granted: Option<Instant>,
@@ -134,6 +137,7 @@ impl Driver {
         });
         let progress = Progress::new(work.meter.clone());
         let doubt_kept = status.borrow().state == Progressing::InDoubt;
+        let (made_unix_ms, hold) = (work.made_unix_ms(), work.hold.clone());
         let stage_limit = Duration::from_secs(work.options().timeout_s.unwrap_or(0).into());
         Self {
             ctx,
@@ -158,6 +162,8 @@ impl Driver {
             doubt: None,
             doubt_kept,
             progress,
+            made_unix_ms,
+            hold,
             summary: Summary::default(),
             started: Instant::now(),
             granted: None,
@@ -236,6 +242,7 @@ impl Driver {
                 match what {
                     LinkWord::Message(Handoff::PassDone { index, pass }) => self.ctx_pass_done(index, pass),
                     LinkWord::Message(Handoff::RoundDone { round }) => self.progress.round_done(round),
+                    LinkWord::Message(Handoff::Holding) => self.pass_packets_on(),
                     LinkWord::Message(body) => {
                         tracing::debug!(message = body.name(), "from the destination");
                         match &body {
@@ -367,6 +374,26 @@ impl Driver {
         ));
     }
 
+    /// The destination has what comes from now on: what came here before is sent after it.
+    fn pass_packets_on(&self) {
+        let (hold, reply) = (self.hold.clone(), self.link.as_ref().map(Link::sender));
+        tokio::spawn(tracing::Instrument::instrument(
+            async move {
+                let (Some(hold), Some(reply)) = (hold.lock().await.take(), reply) else { return };
+                match hold.collect().await {
+                    Ok((packets, stats)) => {
+                        tracing::debug!(?stats, "packets passed on");
+                        if !packets.is_empty() {
+                            reply.send(Handoff::Packets(packets));
+                        }
+                    }
+                    Err(e) => tracing::warn!(error = %crate::chain(&e), "held packets were lost"),
+                }
+            },
+            tracing::Span::current(),
+        ));
+    }
+
     fn stop_flag(&self, value: bool) {
         self.progress.stop(value);
     }
@@ -385,7 +412,8 @@ impl Driver {
         let (id, epoch) = self.ids();
         let status = self.status.borrow().clone();
         let own = |epoch, host: &HostName| {
-            Some(Ownership { container: status.container.clone(), epoch, owner: host.clone() })
+            let (container, made_unix_ms) = (status.container.clone(), self.made_unix_ms);
+            Some(Ownership { container, made_unix_ms, epoch, owner: host.clone() })
         };
         let owner = match record {
             Record::Released | Record::Retired => own(epoch, &status.destination),

@@ -10,8 +10,9 @@ use super::memory::Memory;
 use super::offer;
 use crate::context::Context;
 use crate::engine::{Container, ContainerState};
+use crate::journal::Ownership;
 use crate::migrate::progress::Shared;
-use crate::network::{self, Netns, PacketWatch, Port};
+use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
 use crate::storage::{self, Suspects, TreeLimits, TreeSource, shared_writable_files};
 use crate::transport::bulk::Meter;
 use crate::transport::endpoint::Connection;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 use tranship_proto::control::MigrateOptions;
 use tranship_proto::handoff::{MemoryMode, MemoryTotals, Offer, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, HostName, MigrationId};
@@ -136,6 +138,8 @@ pub struct Work {
     pub(super) dump: Option<Dump>,
     // From the freeze step on.
     pub(super) images: Option<Images>,
+    // Packets that come here after the freeze, until the destination has them; also the driver's.
+    pub(super) hold: Arc<Mutex<Option<PacketHold>>>,
     pub(super) options: MigrateOptions,
     pub(super) offered_bytes: u64,
     /// Bytes, passes, moments; also the driver's.
@@ -182,7 +186,7 @@ impl Work {
                 Failure::new(Reason::Busy, Side::Source, text).hint("only running containers are migrated")
             );
         }
-        let journalled = ctx.journal.ownership(&name).await;
+        let journalled = ctx.journal.ownership(&name, container.created_unix_ms).await;
         let journalled =
             journalled.map_err(|e| Failure::new(Reason::Internal, Side::Source, e.to_string()))?;
         let epoch = journalled.map_or(container.epoch, |(e, _)| e.max(container.epoch)).next();
@@ -204,11 +208,17 @@ impl Work {
             memory: None,
             dump: None,
             images: None,
+            hold: Arc::default(),
             options,
             offered_bytes: 0,
             meter: Shared::new(Meter::capped(options.bandwidth)),
             offer: None,
         })
+    }
+
+    /// When the container was made, as [`Ownership::made_unix_ms`].
+    pub fn made_unix_ms(&self) -> i64 {
+        self.container.as_ref().map_or(Ownership::SAME, |c| c.created_unix_ms)
     }
 
     /// Work for a migration that a restarted agent found in its journal: to be undone or finished.
@@ -244,6 +254,7 @@ impl Work {
             memory: None,
             dump: None,
             images: None,
+            hold: Arc::default(),
             options: MigrateOptions::default(),
             offered_bytes: 0,
             meter,
@@ -492,14 +503,22 @@ impl Work {
         // Watched from before the fence, so that the last packet in is seen.
         self.watch = self.ports.first().and_then(|p| PacketWatch::start(p).ok());
         tokio::time::sleep(Duration::from_millis(if self.watch.is_some() { 20 } else { 0 })).await;
+        let hold = self.prepare_hold().await;
         let start = Instant::now();
-        network::fence(&self.ports)
-            .await
-            .map_err(|e| failed("fence the addresses", &e, e.hint().map(str::to_owned)))?;
         self.meter.mark(|m| m.frozen = Some(start));
-        let frozen = self.ctx.runtime.freeze(self.name().as_str(), FREEZE_LIMIT).await;
-        frozen.map_err(|e| failed("freeze the container", &e, e.hint()))?;
-        self.accept_waiting().await?;
+        // What comes in waits from here on; what the container has said goes out. An answer that the fence
+        // cut off would be repeated by the restored socket only after a second.
+        match self.catch(hold).await {
+            true => {
+                self.stand_still().await?;
+                self.fence().await?;
+            }
+            // New connections must be kept out while those that wait are accepted.
+            false => {
+                self.fence().await?;
+                self.stand_still().await?;
+            }
+        }
         if let Some(age) =
             self.watch.take().and_then(|w| w.times().ok()).and_then(|t| t.last_in).and_then(age_of)
         {
@@ -509,8 +528,43 @@ impl Work {
         Ok(())
     }
 
-    /// Sees to it that no connection waits to be accepted, which CRIU could not dump. The fence keeps new
-    /// ones out, so a server that gets a few moments more has none left.
+    async fn fence(&self) -> Result<(), Failure> {
+        let fenced = network::fence(&self.ports).await;
+        fenced.map_err(|e| failed("fence the addresses", &e, e.hint().map(str::to_owned)))
+    }
+
+    async fn stand_still(&self) -> Result<(), Failure> {
+        let frozen = self.ctx.runtime.freeze(self.name().as_str(), FREEZE_LIMIT).await;
+        frozen.map_err(|e| failed("freeze the container", &e, e.hint()))?;
+        self.accept_waiting().await
+    }
+
+    /// What packets wait in after the freeze, changing nothing yet. Without it those that come before the
+    /// destination has them are lost, and repeated by their senders; the move is as safe.
+    async fn prepare_hold(&self) -> Option<PacketHold> {
+        let capture = self.capture.as_ref()?;
+        match PacketHold::prepare(&self.name, capture, &self.ctx.networks, HoldLimits::default()).await {
+            Ok(hold) => Some(hold),
+            Err(e) => {
+                tracing::warn!(error = %crate::chain(&e), "packets will not be held here");
+                None
+            }
+        }
+    }
+
+    async fn catch(&self, hold: Option<PacketHold>) -> bool {
+        let Some(mut hold) = hold else { return false };
+        if let Err(e) = hold.catch().await {
+            tracing::warn!(error = %crate::chain(&e), "packets are not held here");
+            hold.discard().await;
+            return false;
+        }
+        *self.hold.lock().await = Some(hold);
+        true
+    }
+
+    /// Sees to it that no connection waits to be accepted, which CRIU could not dump. The hold or the fence
+    /// keeps new ones out, so a server that gets a few moments more has none left.
     async fn accept_waiting(&self) -> Result<(), Failure> {
         let name = self.name().as_str();
         let (pid, _) = self.processes().await?;
@@ -578,6 +632,12 @@ impl Work {
         {
             keep(failed("announce the addresses again", &e, None));
         }
+        // After the thaw: nobody waits for this.
+        if let Some(hold) = self.hold.lock().await.take()
+            && let Err(e) = hold.deliver().await
+        {
+            tracing::debug!(error = %crate::chain(&e), "held packets were lost");
+        }
         self.unwatch().await;
         if let Err(e) = self.forget() {
             keep(engine_failure(&e, Side::Source));
@@ -611,6 +671,9 @@ impl Work {
             tracing::warn!(failure = %f, "the dump ended badly after its images were there");
         }
         self.trees.clear();
+        if let Some(hold) = self.hold.lock().await.take() {
+            hold.discard().await;
+        }
         // It is, but for a copy that had gone back and that an operator's decision ends.
         network::fence(&self.ports)
             .await

@@ -11,12 +11,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use tranship_proto::handoff::MAX_PACKET;
 use tranship_proto::network::Mac;
 
 /// Bytes of the header in front of each frame: without the count of merged buffers.
 pub(super) const VNET_HEADER: usize = 10;
-/// The longest frame with its header: an IP packet, an Ethernet header and two VLAN tags.
-pub(super) const LONGEST: usize = VNET_HEADER + 65535 + 22;
+/// The longest frame with its header.
+pub(super) const LONGEST: usize = VNET_HEADER + MAX_PACKET;
 
 pub(super) struct Tap {
     file: File,
