@@ -157,14 +157,16 @@ impl Host {
             .status()?;
         let socket = self.path("/run/tranship/agent.sock");
         let started = Instant::now();
-        let mut seen = false;
+        // In the middle of an execve(2) a process has no arguments to be known by.
+        let (mut seen, mut missed) = (false, 0);
         loop {
             if UnixStream::connect(&socket).is_ok() {
                 return Ok(());
             }
             let running = self.agent_pid()?.is_some();
+            missed = if running { 0 } else { missed + 1 };
             // Within a second the shell and setsid have made way for it, or never will.
-            if !running && (seen || started.elapsed() > Duration::from_secs(1)) {
+            if missed > 2 && (seen || started.elapsed() > Duration::from_secs(1)) {
                 return Err(self.agent_error("it ended right after its start", true));
             }
             seen |= running;
@@ -217,5 +219,6 @@ fn is_agent(pid: i32) -> bool {
     };
     let mut args = line.split(|b| *b == 0);
     let program = args.next().unwrap_or_default();
-    program.rsplit(|b| *b == b'/').next() == Some(b"transhipd") && args.next() == Some(b"--config")
+    let option = args.next().is_some_and(|a| a.starts_with(b"-"));
+    program.rsplit(|b| *b == b'/').next() == Some(b"transhipd") && option
 }

@@ -436,6 +436,14 @@ async fn run(ctx: &Context, migrations: &Migrations, request: RunRequest) -> Res
     match made {
         Ok(container) => {
             tracing::info!(container = %container.name, "started");
+            // Neighbours may know its addresses from a container that was there before.
+            let announced = match network::capture(&netns, &name, &ctx.networks).await {
+                Ok(capture) => network::announce(&netns, &capture).await,
+                Err(e) => Err(e),
+            };
+            if let Err(e) = announced {
+                tracing::warn!(error = %crate::chain(&e), "the addresses were not announced; neighbours learn with the first packet");
+            }
             Ok(format!("{name} is running on {}", ctx.config.host))
         }
         Err(mut failure) => {
