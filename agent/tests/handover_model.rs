@@ -136,6 +136,7 @@ fn other_mistakes_are_noticed() {
     noticed(Mutant::RetireOnGrant, CRASHES, &[Wrong::NoRunner]);
     noticed(Mutant::AbortedBeforeRecord, dying, &[Wrong::TwoRunners]);
     noticed(Mutant::RestoreAfterOwner, CRASHES, &[Wrong::RanBefore]);
+    noticed(Mutant::GiveUpWhatMayHaveRun, dying, &[Wrong::RanBefore]);
     noticed(Mutant::NeverAsk, CRASHES, &[Wrong::NeverEnds]);
     noticed(Mutant::RetiredOnce, CRASHES, &[Wrong::BadEnd]);
     noticed(Mutant::EndWithoutRecord, failing, &[Wrong::BadEnd]);

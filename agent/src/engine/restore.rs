@@ -156,7 +156,7 @@ impl RestoreHandle {
     /// Cancel safety: the decision stands and reaches the restore whenever it asks.
     ///
     /// # Errors
-    /// [`HookError::Lost`] inside when the restore had died before: nothing has run, nor ever will.
+    /// [`crate::hook::HookError::Lost`] inside when the restore had died before: nothing has run, nor ever will.
     pub async fn release(&mut self, limit: Duration) -> Result<()> {
         let held = self.held.clone();
         let outcome = tokio::time::timeout(limit, async {

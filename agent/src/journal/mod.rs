@@ -503,7 +503,13 @@ fn own(c: &Connection, migration: MigrationId, owner: Option<Ownership>) -> Resu
          ON CONFLICT (container) DO UPDATE
          SET made_unix_ms = max(made_unix_ms, ?2), epoch = ?3, owner = ?4, migration = ?5
          WHERE excluded.made_unix_ms > ownership.made_unix_ms OR excluded.epoch >= ownership.epoch",
-        params![o.container.as_str(), o.made_unix_ms, as_i64(o.epoch.0), o.owner.as_str(), migration.to_string()],
+        params![
+            o.container.as_str(),
+            o.made_unix_ms,
+            as_i64(o.epoch.0),
+            o.owner.as_str(),
+            migration.to_string()
+        ],
     )
     .map(|_| ())
 }

@@ -24,7 +24,7 @@ use tranship_proto::bulk::BulkOpen;
 use tranship_proto::control::MigrateOptions;
 use tranship_proto::handoff::{Envelope, Handoff};
 use tranship_proto::ids::{ContainerName, HostName, MigrationId};
-use tranship_proto::status::{Failure, MigrationStatus, Phase, Progressing, Reason, Side};
+use tranship_proto::status::{Failure, MigrationStatus, Phase, Progressing, Reason, Side, Summary};
 
 /// Words waiting for a driver.
 const QUEUE: usize = 64;
@@ -319,11 +319,18 @@ impl Migrations {
         Ok(())
     }
 
-    /// The last record ends it; only the row that people see was not written.
+    /// The last record ends it; only the row that people see was not written. What was measured is lost,
+    /// but whoever waits for the end looks for a summary.
     async fn recover_ended(&self, status: MigrationStatus, failure: Option<Failure>) -> Result<(), Failure> {
-        let state = if failure.is_some() { Progressing::Failed } else { Progressing::Done };
         let side = status.side;
-        let status = MigrationStatus { state, failure, ..status };
+        let (state, summary) = match (&failure, side) {
+            (Some(_), _) => (Progressing::Failed, None),
+            (None, Side::Source) => {
+                (Progressing::Done, status.summary.clone().or_else(|| Some(Summary::default())))
+            }
+            (None, _) => (Progressing::Done, None),
+        };
+        let status = MigrationStatus { state, failure, summary, updated_unix_ms: now_ms(), ..status };
         self.ctx.journal.update(status).await.map_err(|e| Failure::new(Reason::Internal, side, e.to_string()))
     }
 

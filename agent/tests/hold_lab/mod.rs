@@ -115,6 +115,12 @@ impl Segment {
 
     pub fn unfence_source(&self) {
         inside(&self.source, &format!("ip link set {} up", self.port.name));
+        // The kernel tells both ends a moment later, up to a second on a busy machine.
+        let running = format!("ip -o link show {} | grep -c LOWER_UP || true", self.port.name);
+        let until = Instant::now() + Duration::from_secs(3);
+        while inside(&self.source, &running).trim() != "1" && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Carries the fenced host end to the destination's bridge, shut.

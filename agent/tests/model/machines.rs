@@ -31,6 +31,8 @@ pub enum Mutant {
     AbortedBeforeRecord,
     /// The destination restores again although OWNER is on disk.
     RestoreAfterOwner,
+    /// The destination gives up by itself a copy that may have run.
+    GiveUpWhatMayHaveRun,
     /// The destination does not ask again when the link was lost while PREPARED was written.
     NeverAsk,
     /// The source does not say again that it is gone.
@@ -268,6 +270,9 @@ impl Machines {
             }
             (Mutant::RestoreAfterOwner, S::Resuming(_), Ev::Restarted | Ev::ResumeFailed) => {
                 (next, effects) = (S::Reclaiming, vec![X::Reclaim]);
+            }
+            (Mutant::GiveUpWhatMayHaveRun, S::Resuming(t::By::Grant), Ev::ResumeFailed) => {
+                (next, effects) = before.clone().step(Ev::NeverRan.destination().unwrap()).unwrap();
             }
             (Mutant::NeverYield, _, Ev::Peer(Msg::AtTakenBack)) => {
                 (next, effects) = (before.clone(), vec![]);

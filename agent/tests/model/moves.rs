@@ -429,6 +429,10 @@ impl Model {
                 if w.container == Container::Killed && w.copy != Copy::Lost {
                     w.fault(Wrong::NoRunner);
                 }
+                // What the copy has done since is lost: an operator may want that, nobody else.
+                if w.ran && !self.misfortunes.operators {
+                    w.fault(Wrong::RanBefore);
+                }
                 end(did_not, w, Ev::UndoFailed);
                 if w.container == Container::Frozen {
                     w.container = Container::Running;

@@ -89,10 +89,9 @@ impl Msg {
             Handoff::Reserved { .. } => Msg::Reserved,
             Handoff::Refused(_) => Msg::Refused,
             // All pass by the machines.
-            Handoff::PassDone { .. }
-            | Handoff::RoundDone { .. }
-            | Handoff::Holding
-            | Handoff::Packets(_) => Msg::PassDone,
+            Handoff::PassDone { .. } | Handoff::RoundDone { .. } | Handoff::Holding | Handoff::Packets(_) => {
+                Msg::PassDone
+            }
             Handoff::Frozen => Msg::Frozen,
             Handoff::Prepare(_) => Msg::Prepare,
             Handoff::Prepared { .. } => Msg::Prepared,

@@ -173,9 +173,13 @@ impl Ground {
             Store::Disk => STATE,
             Store::Memory => "/run",
         };
-        // df(1) counts in KiB here; a tmpfs takes no size below what it holds.
+        // df(1) counts in KiB here; a tmpfs takes no size below what it holds, which may grow meanwhile.
         let script = if full {
-            format!("mount -o remount,size=$(($(df -k --output=used {place} | tail -n 1) + 8))k {place}")
+            format!(
+                "for more in 8 64 512 4096; do \
+                 mount -o remount,size=$(($(df -k --output=used {place} | tail -n 1) + more))k {place} 2>&1 && exit; \
+                 done; exit 1"
+            )
         } else {
             format!("mount -o remount,size=2g {place}")
         };

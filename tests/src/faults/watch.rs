@@ -1,7 +1,7 @@
 //! Looks at the process tables of both hosts, all through a run: two copies must never run.
 //!
-//! What is looked at is the kernel's, not the agents': whether the container's cgroup holds
-//! processes, whether it is frozen, whether the host's end of its link is up, and whether a CRIU is
+//! What is looked at is the kernel's, not the agents': whether the container's cgroup holds the server's
+//! processes (the runtime, which waits there for its images, is none), whether it is frozen, whether the host's end of its link is up, and whether a CRIU is
 //! at work. A copy *answers* when it has processes that are not frozen and its link is up. It *runs*
 //! when it has such processes and no CRIU: a restore that is held has processes, which have never run
 //! a line of the container's. Two copies that answer are an offence at the first look. Two that run
@@ -38,6 +38,13 @@ struct Place {
     group: PathBuf,
 }
 
+/// Name of the container's processes, as the kernel has it.
+const SERVER: &str = "redis-server";
+
+fn is_named(pid: &str, name: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == name)
+}
+
 impl Place {
     fn of(host: Host, container: &str) -> anyhow::Result<Self> {
         let group = cgroup::v2_mount()?.join(host.cgroup()).join("tranship").join(container);
@@ -48,13 +55,16 @@ impl Place {
     fn awake(&self) -> bool {
         let Ok(text) = fs::read_to_string(self.group.join("cgroup.events")) else { return false };
         let events: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once(' ')).collect();
-        events.get("populated") == Some(&"1") && events.get("frozen") != Some(&"1")
+        if events.get("populated") != Some(&"1") || events.get("frozen") == Some(&"1") {
+            return false;
+        }
+        let pids = fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default();
+        pids.lines().any(|pid| is_named(pid, SERVER))
     }
 
     fn restores(&self) -> bool {
         let pids = self.host.processes().unwrap_or_default();
-        pids.iter()
-            .any(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "criu"))
+        pids.iter().any(|pid| is_named(&pid.to_string(), "criu"))
     }
 
     fn look(&self) -> Seen {

@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
+use tranship_proto::status::Phase;
 
 /// A datagram that is begun and not sent: the kernel keeps it where nobody can read it, so CRIU
 /// refuses to dump the socket, and nothing of that can be seen from outside.
@@ -63,10 +64,10 @@ fn memory_full(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
 fn disk_full(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
     let what = "a disk running full";
     let dir = "/mnt/small";
-    scene.on_ok(
-        "host-b",
-        &["sh", "-c", &format!("mkdir -p {dir} && mount -t tmpfs -o size=2g,mode=700 tmpfs {dir}")],
-    )?;
+    // Another state directory has another journal, and the agent would miss the decisions of its own.
+    let journal = "rm -f /run/tranship/journal.at";
+    let mount = format!("mkdir -p {dir} && mount -t tmpfs -o size=2g,mode=700 tmpfs {dir} && {journal}");
+    scene.on_ok("host-b", &["sh", "-c", &mount])?;
     let result = with_config(
         scene,
         "host-b",
@@ -95,7 +96,7 @@ fn full(scene: &Scene, dir: &str, body: impl FnOnce() -> anyhow::Result<()>) -> 
     let result = std::thread::scope(|threads| {
         let filling = threads.spawn(|| {
             scene.wait_for("the arrival at host-b", Duration::from_secs(20), || {
-                Ok(!crate::ask::under_way(&host)?.is_empty())
+                Ok(crate::ask::under_way(&host)?.iter().any(|m| m.phase != Phase::Reserve))
             })?;
             scene.on_ok("host-b", &["sh", "-c", &shrink])
         });

@@ -244,8 +244,12 @@ impl Driver {
     }
 
     fn bulk(&self, content: BulkContent, recv: RecvStream) {
-        let receiving = matches!(self.state, State::Receiving);
-        if !receiving {
+        // A last pass over files may be overtaken by the word that all was sent; the restore waits for it.
+        let due = match content {
+            BulkContent::Tree { .. } => matches!(self.state, State::Receiving | State::Restoring),
+            _ => matches!(self.state, State::Receiving),
+        };
+        if !due {
             tracing::warn!(?content, "a bulk stream that is not due; refused");
             let mut recv = recv;
             let _ = recv.stop(quinn::VarInt::from_u32(3));

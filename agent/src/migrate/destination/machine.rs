@@ -377,7 +377,9 @@ impl State {
             (S::Held { .. }, E::Resolved(Decision::RunHere)) => {
                 (S::Owning(By::Operator), vec![X::Record(Record::Taken)])
             }
-            (S::Resuming(_), E::Resolved(Decision::GiveUp(f))) => yielding(Ceded::Here, f.phase(Phase::Grant)),
+            (S::Resuming(_), E::Resolved(Decision::GiveUp(f))) => {
+                yielding(Ceded::Here, f.phase(Phase::Grant))
+            }
             (s, E::Resolved(_)) => (s, vec![]),
             (S::Yielding(by, f), E::Recorded(Record::Overruled)) => {
                 (S::Yielding(by, f), vec![X::Decided, X::Yield])

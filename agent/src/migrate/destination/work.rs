@@ -10,10 +10,10 @@ use super::receive::{Receiving, images};
 use crate::context::Context;
 use crate::engine::{ContainerState, EngineError, RestoreHandle};
 use crate::hook::HookError;
+use crate::journal::Ownership;
 use crate::memory::DIR_MODE;
 use crate::memory::receive::Received;
 use crate::memory::store::Store;
-use crate::journal::Ownership;
 use crate::migrate::source::{engine_failure, remove_dir};
 use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
 use crate::storage::StorePolicy;
@@ -30,16 +30,18 @@ use tranship_proto::network::NetCapture;
 use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
 
 /// How long the first packet out is waited for, for the figures only.
-const FIRST_PACKET: Duration = Duration::from_millis(1000);
+const FIRST_PACKET: Duration = Duration::from_millis(250);
 /// How long a held restore may take to hear the decision and act on it.
 const RESUME_LIMIT: Duration = Duration::from_secs(30);
 /// How long the script of a held restore may take to find a restarted agent; it tries all the time.
 const FIND_HOLD: Duration = Duration::from_secs(5);
+/// The same when this agent has seen the hold die, and only its connection may have gone.
+const HOLD_BACK: Duration = Duration::from_millis(200);
 /// Bulk streams under way at a time. Each may keep some megabytes waiting; a source needs fewer: its
 /// lanes, one for images, and one for files.
 const MAX_STREAMS: u32 = 16;
-/// The same when this agent has seen the hold die, and only its connection may have gone.
-const HOLD_BACK: Duration = Duration::from_millis(200);
+/// How long the fill process may take to say that it is well, between the grant and OWNER.
+const ASKED: Duration = Duration::from_millis(20);
 /// Room beyond the announced size, since files grow while they are copied.
 const GROWTH: u64 = 1 << 30;
 
@@ -234,10 +236,13 @@ impl Work {
         Ok(handle)
     }
 
-    /// Whether the restore is held at this moment, and has its memory.
+    /// Whether the restore is held at this moment, and nothing is known of its memory being lost. The
+    /// caller waits: a fill process that does not answer at once is believed to be there.
     pub async fn holds_well(&self) -> bool {
+        let image_dir = self.image_dir();
+        let filled = memory::held_well(&self.ctx, &self.offer.container, &image_dir);
         self.handle.lock().await.as_ref().is_some_and(RestoreHandle::connected)
-            && memory::held_well(&self.ctx, &self.offer.container, &self.image_dir()).await
+            && tokio::time::timeout(ASKED, filled).await.unwrap_or(true)
     }
 
     /// Waits until a restore that is held dies without having been told anything, or loses its memory;

@@ -15,7 +15,7 @@ use super::memory::Memory;
 use super::work::{Way, Work, failed, totals};
 use crate::memory::page_server::{PageError, PageServer};
 use crate::memory::send::{ImageSender, SendError, Sent};
-use crate::transport::bulk::{BulkWriter, Delivery};
+use crate::transport::bulk::BulkWriter;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -91,6 +91,8 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
         (Err(f), _) | (_, Err(f)) => return Err(f),
     };
     if image_dir.join(REMAP_IMAGE).exists() {
+        // One after the other: each stream travels by itself.
+        work.all_applied().await?;
         work.pass_all(true).await?;
     }
     let rounds = memory.as_ref().map(Memory::totals);
@@ -115,7 +117,6 @@ async fn no_images(work: &mut Work) -> Failure {
 /// The stream of images, opened before the freeze: the destination starts its runtime meanwhile.
 pub(super) struct Images {
     sender: ImageSender,
-    delivery: Delivery,
 }
 
 impl Images {
@@ -123,7 +124,7 @@ impl Images {
     /// before CRIU waits.
     pub(super) async fn open(way: &Way) -> Result<Self, Failure> {
         let open = BulkOpen { migration: way.id, epoch: way.epoch, content: BulkContent::Images };
-        let (writer, delivery) = BulkWriter::open(&way.connection, open, way.meter.bulk.clone())
+        let (writer, _) = BulkWriter::open(&way.connection, open, way.meter.bulk.clone())
             .await
             .map_err(|e| failed("open a stream for images", &e, None))?;
         let dir = way.image_dir();
@@ -134,10 +135,10 @@ impl Images {
         .await
         .map_err(|e| internal(format!("the sending of images panicked: {e}")))?;
         let sender = sent.map_err(|e| failed("send the images", &e, None))?;
-        Ok(Images { sender, delivery })
+        Ok(Images { sender })
     }
 
-    /// Sends the rest of the directory.
+    /// Sends the rest of the directory. The destination looks whether all is there before it restores.
     async fn rest(self, dir: PathBuf) -> Result<Sent, Failure> {
         let mut sender = self.sender;
         let sent = tokio::task::spawn_blocking(move || -> Result<Sent, SendError> {
@@ -147,7 +148,6 @@ impl Images {
         .await
         .map_err(|e| internal(format!("the sending of images panicked: {e}")))?
         .map_err(|e| failed("send the images", &e, None))?;
-        super::sink::delivered(self.delivery).await?;
         Ok(sent)
     }
 }

@@ -7,7 +7,7 @@ use crate::hook::own_program;
 use crate::memory::source::{
     PageSink, Plan, RoundError, Rounds, WATCH_SOCKET, lane, watch_pair, watch_receive,
 };
-use crate::transport::bulk::{BulkWriter, Delivery};
+use crate::transport::bulk::BulkWriter;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tranship_proto::bulk::{BulkContent, BulkOpen, RecordKind};
@@ -90,9 +90,10 @@ impl Memory {
             self.watch(new).await;
         }
         let (memory, plan) = self.plan(last).await?;
-        let (memory, sent) = memory.send(way, Arc::new(plan), start).await?;
+        let looked_at = plan.pages;
+        let memory = memory.send(way, Arc::new(plan)).await?;
         memory.applied(way).await?;
-        Ok((memory, sent))
+        Ok((memory, Sent { looked_at, took: start.elapsed() }))
     }
 
     /// Pages that would go if the next round were the last.
@@ -103,7 +104,6 @@ impl Memory {
 
     /// Sends what the images say that there is and no round has carried.
     pub(super) async fn complete(self, way: &Way) -> Result<Self, Failure> {
-        let start = Instant::now();
         let images = way.image_dir();
         let (rounds, plan) = tokio::task::spawn_blocking(move || {
             let plan = self.rounds.missing(&images);
@@ -117,7 +117,7 @@ impl Memory {
         }
         tracing::debug!(pages = plan.pages, "pages that no round has carried");
         let plan = Arc::new(plan);
-        let (memory, _) = memory.send(way, plan.clone(), start).await?;
+        let memory = memory.send(way, plan.clone()).await?;
         plan.complete().map_err(|e| failure(&e))?;
         memory.applied(way).await?;
         Ok(memory)
@@ -133,18 +133,18 @@ impl Memory {
         Ok((memory, plan.map_err(|e| failure(&e))?))
     }
 
-    async fn send(mut self, way: &Way, plan: Arc<Plan>, start: Instant) -> Result<(Self, Sent), Failure> {
+    /// Sends a round. That it was taken is the destination's to say ([`Self::applied`]): the transport's own
+    /// word comes up to 25 ms after the last packet (RFC 9000, `max_ack_delay`).
+    async fn send(mut self, way: &Way, plan: Arc<Plan>) -> Result<Self, Failure> {
         let round = self.totals.rounds + 1;
         let lanes = if plan.pages >= PAGES_FOR_A_LANE { LANES as u16 } else { 1 };
         let mut running = Vec::new();
-        let mut deliveries: Vec<Delivery> = Vec::new();
         for lane_number in 0..lanes {
             let content = BulkContent::Pages { round, lane: lane_number, lanes };
             let open = BulkOpen { migration: way.id, epoch: way.epoch, content };
-            let (writer, delivery) = BulkWriter::open(&way.connection, open, way.meter.bulk.clone())
+            let (writer, _) = BulkWriter::open(&way.connection, open, way.meter.bulk.clone())
                 .await
                 .map_err(|e| failed("open a stream for memory", &e, None))?;
-            deliveries.push(delivery);
             let (plan, meter) = (plan.clone(), way.meter.clone());
             running.push(tokio::task::spawn_blocking(move || -> Result<PagesEnd, RoundError> {
                 let mut writer = Writer(writer);
@@ -167,14 +167,10 @@ impl Memory {
         if let Some(f) = wrong {
             return Err(f);
         }
-        for delivery in deliveries {
-            super::sink::delivered(delivery).await?;
-        }
         self.totals.rounds = round;
         self.totals.pages.add(&pages);
-        let sent = Sent { looked_at: plan.pages, took: start.elapsed() };
-        tracing::debug!(round, lanes, ?pages, ?sent, "round");
-        Ok((self, sent))
+        tracing::debug!(round, lanes, ?pages, "round");
+        Ok(self)
     }
 
     /// Waits for the destination's word that it has applied all rounds so far.

@@ -2,13 +2,13 @@
 
 use super::work::failed;
 use crate::storage::{SinkClosed, TreeSink};
-use crate::transport::bulk::{BulkError, BulkWriter, Delivery, Meter};
+use crate::transport::bulk::{BulkError, BulkWriter, Meter};
 use crate::transport::endpoint::Connection;
 use std::sync::Arc;
 use tranship_proto::bulk::{BulkContent, BulkOpen, MAX_META, RecordKind};
 use tranship_proto::codec;
 use tranship_proto::ids::{Epoch, MigrationId};
-use tranship_proto::status::{Failure, Reason, Side};
+use tranship_proto::status::Failure;
 use tranship_proto::tree::TreeRecord;
 
 /// Sends the records of one pass.
@@ -25,12 +25,12 @@ pub async fn open(
     index: u16,
     pass: u32,
     meter: Arc<Meter>,
-) -> Result<(RecordSink, Delivery), Failure> {
+) -> Result<RecordSink, Failure> {
     let open = BulkOpen { migration, epoch, content: BulkContent::Tree { index, pass } };
-    let (writer, delivery) = BulkWriter::open(connection, open, meter)
+    let (writer, _) = BulkWriter::open(connection, open, meter)
         .await
         .map_err(|e| failed("open a stream for files", &e, None))?;
-    Ok((RecordSink { writer, error: None }, delivery))
+    Ok(RecordSink { writer, error: None })
 }
 
 impl TreeSink for RecordSink {
@@ -55,18 +55,5 @@ impl RecordSink {
     /// Why the stream ended, after a [`SinkClosed`].
     pub fn why(&self) -> Option<String> {
         self.error.as_ref().map(|e| crate::chain(e))
-    }
-}
-
-/// Waits until the peer's transport has everything.
-pub async fn delivered(delivery: Delivery) -> Result<(), Failure> {
-    match delivery.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) => Err(failed(
-            "send to the destination",
-            &e,
-            Some("the destination's log says why it stopped".into()),
-        )),
-        Err(_) => Err(Failure::new(Reason::Internal, Side::Source, "the task of a bulk stream is gone")),
     }
 }

@@ -411,7 +411,8 @@ impl Work {
         Ok(())
     }
 
-    /// One pass over every tree, applied at the destination on return.
+    /// One pass over every tree, applied at the destination on return. That the last one is, the
+    /// destination looks at itself before it restores.
     pub(super) async fn pass_all(&mut self, last: bool) -> Result<(), Failure> {
         let (_, pids) = self.processes().await?;
         let suspects =
@@ -423,9 +424,11 @@ impl Work {
             let tree = self.pass(tree, phase, suspects.clone()).await?;
             self.trees.push(tree);
         }
-        if last {
-            return Ok(());
-        }
+        if last { Ok(()) } else { self.all_applied().await }
+    }
+
+    /// Waits for the destination's word that it has applied all passes so far.
+    pub(super) async fn all_applied(&self) -> Result<(), Failure> {
         for tree in &self.trees {
             self.applied(tree.index, tree.passes).await?;
         }
@@ -455,7 +458,7 @@ impl Work {
         let connection = self.connection()?;
         let pass = tree.passes + 1;
         let index = tree.index;
-        let (sink, delivery) =
+        let sink =
             super::sink::open(&connection, self.id, self.epoch, index, pass, self.meter.bulk.clone()).await?;
         let meter = self.meter.clone();
         let worked = tokio::task::spawn_blocking(move || {
@@ -489,9 +492,7 @@ impl Work {
         .map_err(|e| {
             Failure::new(Reason::Internal, Side::Source, format!("a pass over the files panicked: {e}"))
         })?;
-        let tree = worked?;
-        super::sink::delivered(delivery).await?;
-        Ok(tree)
+        worked
     }
 
     async fn freeze(&mut self) -> Result<(), Failure> {
