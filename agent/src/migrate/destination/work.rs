@@ -15,7 +15,7 @@ use crate::memory::DIR_MODE;
 use crate::memory::receive::Received;
 use crate::memory::store::Store;
 use crate::migrate::source::{engine_failure, remove_dir};
-use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
+use crate::network::{self, HoldLimits, HoldStats, Netns, PacketHold, PacketWatch, Port};
 use crate::storage::StorePolicy;
 use quinn::RecvStream;
 use std::os::unix::fs::DirBuilderExt;
@@ -570,13 +570,10 @@ impl Work {
             .await
             .map_err(|e| failed("open the container's links", &e, e.hint()))?;
         let announce = network::announce(&self.netns, &accepted.capture);
-        let deliver = async {
-            match self.hold.lock().await.take() {
-                Some(hold) => Some(hold.deliver().await),
-                None => None,
-            }
-        };
-        let (released, announced, delivered) = tokio::join!(self.let_go(handle), announce, deliver);
+        // The first packet goes out at once; the end of the hold takes longer and need not be waited for.
+        let hold = self.hold.lock().await.take();
+        let delivering = hold.map(|hold| tokio::spawn(hold.deliver()));
+        let (released, announced) = tokio::join!(self.let_go(handle), announce);
         if let Err(error) = released {
             // Nothing is there to answer, and the kernel would, with resets.
             if let Err(e) = network::fence(&room.ports).await {
@@ -587,18 +584,6 @@ impl Work {
                 EngineError::Hook(HookError::Lost(_)) => NotResumed::NeverRan(failure),
                 _ => NotResumed::Perhaps(failure),
             });
-        }
-        match delivered {
-            Some(Ok(stats)) => {
-                tracing::info!(
-                    held = stats.held,
-                    dropped = stats.dropped,
-                    delivered = stats.delivered,
-                    "packets delivered"
-                );
-            }
-            Some(Err(e)) => tracing::warn!(error = %crate::chain(&e), "held packets were lost"),
-            None => {}
         }
         if let Err(e) = announced {
             tracing::warn!(error = %crate::chain(&e), "the addresses were not announced; neighbours learn with the first packet");
@@ -611,6 +596,16 @@ impl Work {
             Some(watch) => first_packet(watch, armed).await,
             None => None,
         };
+        match delivering {
+            None => {}
+            Some(task) => match task.await {
+                Ok(Ok(HoldStats { held, dropped, delivered, .. })) => {
+                    tracing::info!(held, dropped, delivered, "packets delivered");
+                }
+                Ok(Err(e)) => tracing::warn!(error = %crate::chain(&e), "held packets were lost"),
+                Err(e) => tracing::error!(error = %e, "the delivery of packets panicked"),
+            },
+        }
         self.ctx.engine.settle(&accepted.arrival).await.map_err(engine)?;
         self.clean().map_err(|e| failed("remove the images", &e, None))?;
         Ok(ResumeTimes { grant_to_running_us, grant_to_first_packet_us: first })
