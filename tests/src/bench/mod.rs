@@ -10,7 +10,7 @@ mod netns;
 mod plot;
 mod podman;
 mod precopy;
-mod program;
+pub(crate) mod program;
 mod raw;
 mod runc;
 mod scale;

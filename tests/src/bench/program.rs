@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where it lies on the host.
-pub(super) const ROOTFS: &str = "/srv/workload";
+pub(crate) const ROOTFS: &str = "/srv/workload";
 /// The program in it.
-pub(super) const PATH: &str = "/tranship-lab";
+pub(crate) const PATH: &str = "/tranship-lab";
 
 /// Puts it on a host, unless it is there already.
-pub(super) fn install(host: &Host) -> anyhow::Result<()> {
+pub(crate) fn install(host: &Host) -> anyhow::Result<()> {
     let root = host.path(ROOTFS);
     if root.join("complete").exists() {
         return Ok(());

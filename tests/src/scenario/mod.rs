@@ -5,6 +5,7 @@
 //! ([`side_by_side`] does so in several labs at a time); after each of them nothing may be left, and a
 //! lab that a failed scenario spoiled is rebuilt.
 
+mod asked;
 mod backlog;
 pub mod bounded;
 mod cancel;
@@ -53,6 +54,7 @@ pub const ALL: &[Scenario] = &[
         images: &["web", "redis"],
     },
     Scenario { name: "filling_in_is_interrupted", run: filling::interrupted, images: &["redis"] },
+    Scenario { name: "blackout_and_bandwidth_are_kept", run: asked::are_kept, images: &[] },
     Scenario { name: "ipv6_connection", run: network::ipv6_connection, images: &["redis"] },
     Scenario { name: "two_interfaces_two_networks", run: network::two_interfaces, images: &["redis"] },
     Scenario { name: "five_hundred_connections", run: redis::five_hundred_connections, images: &["redis"] },
