@@ -13,7 +13,7 @@ use super::error::EngineError;
 use super::moved::Arrival;
 use super::paths::{make_dir, remove_file};
 use crate::criu;
-use crate::hook::{HeldHandle, HookFiles, RestoreAhead};
+use crate::hook::{HeldHandle, HookFiles, RestoreAhead, RestoringCriu};
 use crate::runtime::RuntimeStatus;
 
 /// Where the images are.
@@ -36,6 +36,8 @@ pub struct RestoreHandle {
     work_dir: Option<PathBuf>,
     /// Present until the restore was told that its images are there.
     ahead: Option<RestoreAhead>,
+    /// Present from then on, in the life of the agent that told it.
+    criu: Option<RestoringCriu>,
     bare: Bare,
 }
 
@@ -75,6 +77,7 @@ pub(super) async fn start(bare: &Bare, arrival: &Arrival, request: &RestoreReque
         sync: Some(sync),
         work_dir: Some(request.work_dir.clone()),
         ahead: Some(ahead),
+        criu: None,
         bare: bare.clone(),
     })
 }
@@ -82,7 +85,19 @@ pub(super) async fn start(bare: &Bare, arrival: &Arrival, request: &RestoreReque
 pub(super) fn resume(bare: &Bare, arrival: &Arrival) -> RestoreHandle {
     let held = bare.hooks.expect(arrival.migration);
     let name = arrival.name().clone();
-    RestoreHandle { name, held, sync: None, work_dir: None, ahead: None, bare: bare.clone() }
+    RestoreHandle { name, held, sync: None, work_dir: None, ahead: None, criu: None, bare: bare.clone() }
+}
+
+/// How long the runtime may take to say why, once CRIU has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Returns when CRIU has ended and nobody has said so.
+async fn died(criu: Option<&RestoringCriu>) {
+    match criu {
+        Some(criu) => criu.ended().await,
+        None => std::future::pending().await,
+    }
+    tokio::time::sleep(LAST_WORDS).await;
 }
 
 impl RestoreHandle {
@@ -105,7 +120,10 @@ impl RestoreHandle {
         })
         .await;
         match begun {
-            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Ok(criu))) => {
+                self.criu = Some(criu);
+                Ok(())
+            }
             Ok(Ok(Err(source))) => Err(EngineError::Io {
                 what: "let begin",
                 path: self.bare.layout.container(&self.name).dir,
@@ -122,6 +140,7 @@ impl RestoreHandle {
     /// Cancel safe.
     pub async fn held(&mut self, limit: Duration) -> Result<i32> {
         let held = self.held.clone();
+        let died = died(self.criu.as_ref());
         let outcome = tokio::time::timeout(limit, async {
             match &mut self.sync {
                 Some(sync) => tokio::select! {
@@ -129,6 +148,7 @@ impl RestoreHandle {
                     pid = held.held() => pid.map_err(|e| Some(e.into())),
                     // Only a failure comes before the hold.
                     end = sync.pid() => Err(end.err()),
+                    () = died => Err(None),
                 },
                 None => held.held().await.map_err(|e| Some(e.into())),
             }
@@ -194,10 +214,18 @@ impl RestoreHandle {
     /// pid of the first process. The container runs some milliseconds before that.
     pub async fn running(&mut self, limit: Duration) -> Result<i32> {
         let deadline = EngineError::Deadline { name: self.name.to_string(), wanted: "running", limit };
+        let died = died(self.criu.as_ref());
         if let Some(sync) = &mut self.sync {
-            return match tokio::time::timeout(limit, sync.pid()).await {
+            let end = async {
+                tokio::select! {
+                    biased;
+                    pid = sync.pid() => pid.map_err(Some),
+                    () = died => Err(None),
+                }
+            };
+            return match tokio::time::timeout(limit, end).await {
                 Ok(Ok(pid)) => Ok(pid),
-                Ok(Err(cause)) => Err(self.explained(Some(cause))),
+                Ok(Err(cause)) => Err(self.explained(cause)),
                 Err(_) => Err(deadline),
             };
         }
@@ -250,7 +278,7 @@ impl RestoreHandle {
         let said = match cause {
             Some(EngineError::Monitor { message, .. }) => message,
             Some(other) => return other,
-            None => "the restore ended before it was held".to_owned(),
+            None => "CRIU ended without a word: was it killed, or is the host out of memory?".to_owned(),
         };
         let explanation = criu::explain(&log).or_else(|| criu::explain(&said));
         let mut errors = criu::error_lines(&log);

@@ -9,11 +9,16 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nix::sys::socket::{MsgFlags, recv};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 
 use super::gate::{Gate, may_go_on, pass};
 use crate::command::CHILD_PATH;
@@ -62,7 +67,33 @@ impl RestoreAhead {
     /// before, so callers watch that.
     ///
     /// Cancel safe.
-    pub async fn begin(&self) -> io::Result<()> {
-        pass(self.gate.asked(WORD).await?).await
+    pub async fn begin(&self) -> io::Result<RestoringCriu> {
+        let asks = self.gate.asked(WORD).await?;
+        let criu = RestoringCriu::behind(&asks)?;
+        pass(asks).await?;
+        Ok(criu)
+    }
+}
+
+/// The process that restores. Its end is watched, for the runtime does not always hear of it: what it has
+/// restored so far may keep their socket open.
+#[derive(Debug)]
+pub struct RestoringCriu(AsyncFd<OwnedFd>);
+
+impl RestoringCriu {
+    /// Whoever asks becomes CRIU, and keeps its number.
+    fn behind(asks: &UnixStream) -> io::Result<Self> {
+        let pid = asks.peer_cred()?.pid().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| io::Error::other("CRIU runs in another pid namespace"))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        // SAFETY: an OwnedFd is open until it is dropped, and nothing takes it out of the AsyncFd.
+        let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        Ok(Self(watched?))
+    }
+
+    /// Waits until it has ended, well or not. Cancel safe.
+    pub async fn ended(&self) {
+        // An error would be the runtime's end.
+        let _ = self.0.readable().await;
     }
 }

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 use tranship_proto::ids::MigrationId;
 
-pub use ahead::RestoreAhead;
+pub use ahead::{RestoreAhead, RestoringCriu};
 pub use client::hook_main;
 pub use dump::DumpHold;
 pub use server::{HeldHandle, HookError, HookServer};
