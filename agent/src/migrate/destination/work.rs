@@ -21,6 +21,7 @@ use quinn::RecvStream;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, OnceCell, Semaphore, oneshot, watch};
 use tranship_proto::bulk::BulkContent;
@@ -88,6 +89,8 @@ pub struct Work {
     // Held by whatever makes things here; discarding waits for it.
     making: Mutex<()>,
     given_up: watch::Sender<bool>,
+    // The container runs here and its arrival is over: resuming it again has nothing to do.
+    settled: AtomicBool,
     // A place for each bulk stream under way.
     streams: Semaphore,
     // Made by an earlier agent: what is here may be more than this one knows of.
@@ -121,6 +124,7 @@ impl Work {
             hold: Mutex::new(None),
             making: Mutex::new(()),
             given_up: watch::Sender::new(false),
+            settled: AtomicBool::new(false),
             streams: Semaphore::new(MAX_STREAMS as usize),
             recovered: false,
         }
@@ -549,7 +553,7 @@ impl Work {
         let start = Instant::now();
         let since = |from: Instant| u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX);
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
-        if self.settled_before().await {
+        if self.settled.load(Ordering::Relaxed) || self.settled_before().await {
             self.clean().map_err(|e| failed("remove the images", &e, None))?;
             return Ok(ResumeTimes::default());
         }
@@ -576,7 +580,8 @@ impl Work {
         let (released, announced) = tokio::join!(self.let_go(handle), announce);
         if let Err(error) = released {
             // Nothing is there to answer, and the kernel would, with resets.
-            if let Err(e) = network::fence(&room.ports).await {
+            let dead = matches!(error, EngineError::Hook(HookError::Lost(_)) | EngineError::Restore { .. });
+            if dead && let Err(e) = network::fence(&room.ports).await {
                 tracing::warn!(error = %crate::chain(&e), "the gate of what could not be let go stays open");
             }
             let failure = engine_failure(&error, Side::Destination);
@@ -607,6 +612,7 @@ impl Work {
             },
         }
         self.ctx.engine.settle(&accepted.arrival).await.map_err(engine)?;
+        self.settled.store(true, Ordering::Relaxed);
         self.clean().map_err(|e| failed("remove the images", &e, None))?;
         Ok(ResumeTimes { grant_to_running_us, grant_to_first_packet_us: first })
     }
