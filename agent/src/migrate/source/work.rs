@@ -461,7 +461,7 @@ impl Work {
         let sink =
             super::sink::open(&connection, self.id, self.epoch, index, pass, self.meter.bulk.clone()).await?;
         let meter = self.meter.clone();
-        let worked = tokio::task::spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
             let mut sink = sink;
             match tree.source.pass(phase, &suspects, &mut sink, &meter.stop) {
                 Ok(stats) => {
@@ -491,8 +491,7 @@ impl Work {
         .await
         .map_err(|e| {
             Failure::new(Reason::Internal, Side::Source, format!("a pass over the files panicked: {e}"))
-        })?;
-        worked
+        })?
     }
 
     async fn freeze(&mut self) -> Result<(), Failure> {
