@@ -76,10 +76,13 @@ fn disk_full(scene: &Scene, client: &mut LoadClient) -> anyhow::Result<()> {
             set(config, "limits", "disk_reserve_mib", 0.into());
         },
         || {
-            full(scene, dir, || {
-                let said = fails(scene, "unlucky", 1, "space")?;
-                println!("  {what}: {said}");
-                Ok(())
+            // Until the disk is full.
+            with_config(scene, "host-a", &rules(&["source.effect.stage.before=delay:1500"]), || {
+                full(scene, dir, || {
+                    let said = fails(scene, "unlucky", 1, "space")?;
+                    println!("  {what}: {said}");
+                    Ok(())
+                })
             })
         },
     );
