@@ -108,7 +108,8 @@ fn pair(scene: &Scene, host: &str) -> anyhow::Result<Option<(Pid, Pid)>> {
 fn held(scene: &Scene, host: &str) -> anyhow::Result<bool> {
     let hooked = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|b| *b == 0).nth(1) == Some(b"hook")
+        // Not the one that waits for images.
+        line.split(|b| *b == 0).any(|arg| arg == b"--migration")
     };
     Ok(scene.host(host)?.processes()?.iter().any(hooked))
 }

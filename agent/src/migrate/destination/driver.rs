@@ -203,10 +203,8 @@ impl Driver {
                     return;
                 }
                 match what {
-                    LinkWord::Message(Handoff::Packets(packets)) => {
-                        let work = self.work.clone();
-                        self.spawn(async move { work.adopt_packets(packets).await });
-                    }
+                    // Here and not beside: a flood of them waits in the transport, and they go before a restore.
+                    LinkWord::Message(Handoff::Packets(packets)) => self.work.adopt_packets(packets).await,
                     LinkWord::Message(body) => self.events.push_back(Event::Peer(body)),
                     LinkWord::Lost(why) => {
                         self.link = None;
