@@ -1,12 +1,12 @@
 //! Looks at the process tables of both hosts, all through a run: two copies must never run.
 //!
 //! What is looked at is the kernel's, not the agents': whether the container's cgroup holds the server's
-//! processes (the runtime, which waits there for its images, is none), whether it is frozen, whether the host's end of its link is up, and whether a CRIU is
-//! at work. A copy *answers* when it has processes that are not frozen and its link is up. It *runs*
-//! when it has such processes and no CRIU: a restore that is held has processes, which have never run
-//! a line of the container's. Two copies that answer are an offence at the first look. Two that run
-//! are one when it lasts, since the processes of a restore that is called off outlive their CRIU for
-//! some milliseconds.
+//! processes (the runtime, which waits there for its images, is none), whether it is frozen, whether the
+//! host's end of its link is up, and whether a CRIU is at work. A copy *answers* when it has processes
+//! that are not frozen and its link is up. It *runs* when it has such processes and no CRIU: a restore
+//! that is held has processes, which have never run a line of the container's. Two copies that answer are
+//! an offence at the first look. Two that run are one when it lasts, since the processes of a restore that
+//! is called off outlive their CRIU for some milliseconds.
 //!
 //! The hosts are looked at one after the other, so the first is looked at again before anything is
 //! concluded: what it is before and after, it was in between.
