@@ -23,6 +23,9 @@ pub(crate) fn install(host: &Host) -> anyhow::Result<()> {
     }
     let exe = std::env::current_exe()?;
     copy(&exe, &root, Path::new(PATH))?;
+    // Of 50 MB most is for debuggers, and would count as memory on the wire.
+    let stripped = Command::new("strip").arg(root.join("tranship-lab")).status().context("running strip")?;
+    ensure!(stripped.success(), "strip failed: {stripped}");
     for library in libraries(&exe)? {
         copy(&library, &root, &library)?;
     }

@@ -4,10 +4,16 @@ use super::Content;
 
 const WORDS: usize = 4096 / size_of::<u64>();
 
+/// A page of this program that is one of the kernel's too: else one of zeros would begin with the end of
+/// its neighbour.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[repr(C, align(4096))]
+struct Page([u64; WORDS]);
+
 /// Pages of known contents.
 #[derive(Debug)]
 pub(super) struct Pages {
-    words: Vec<u64>,
+    pages: Vec<Page>,
     /// How often each page was written. Kept apart from the pages, so that a page that is older or
     /// newer than the rest of memory shows.
     versions: Vec<u32>,
@@ -19,8 +25,12 @@ impl Pages {
     /// `mib` MiB, all of it touched.
     pub(super) fn new(mib: u32, content: Content) -> Self {
         let count = mib as usize * 256;
-        let mut pages =
-            Self { words: vec![0; count * WORDS], versions: vec![0; count], content, random: 0x7472_616e };
+        let mut pages = Self {
+            pages: vec![Page([0; WORDS]); count],
+            versions: vec![0; count],
+            content,
+            random: 0x7472_616e,
+        };
         for index in 0..count {
             pages.write(index);
         }
@@ -38,13 +48,13 @@ impl Pages {
 
     /// Number of pages that are not as they should be.
     pub(super) fn wrong(&self) -> usize {
-        let pages = self.words.chunks_exact(WORDS).enumerate();
-        pages.filter(|(index, page)| !self.contents(*index).eq(page.iter().copied())).count()
+        let pages = self.pages.iter().enumerate();
+        pages.filter(|(index, page)| !self.contents(*index).eq(page.0.iter().copied())).count()
     }
 
     fn write(&mut self, index: usize) {
         let contents = self.contents(index);
-        let page = self.words.iter_mut().skip(index * WORDS).take(WORDS);
+        let page = self.pages.get_mut(index).into_iter().flat_map(|page| &mut page.0);
         page.zip(contents).for_each(|(word, value)| *word = value);
     }
 
@@ -83,24 +93,24 @@ mod tests {
             pages.write_any();
         }
         assert_eq!(pages.wrong(), 0);
-        let old = pages.words.clone();
-        let at = pages.words.len() - 1;
-        pages.words[at] ^= 1;
+        let old = pages.pages.clone();
+        let at = pages.pages.len() - 1;
+        pages.pages[at].0[WORDS - 1] ^= 1;
         assert_eq!(pages.wrong(), 1);
-        pages.words[at] ^= 1;
+        pages.pages[at].0[WORDS - 1] ^= 1;
         pages.write_any();
         assert_eq!(pages.wrong(), 0);
-        pages.words = old;
+        pages.pages = old;
         assert_eq!(pages.wrong(), 1);
     }
 
     #[test]
     fn sparse_memory_is_half_zero_and_a_quarter_copies() {
         let pages = Pages::new(1, Content::Sparse);
-        let all: Vec<&[u64]> = pages.words.chunks_exact(WORDS).collect();
-        let zero = all.iter().filter(|p| p.iter().all(|w| *w == 0)).count();
-        let different: HashSet<_> = all.iter().collect();
-        assert_eq!((all.len(), zero, different.len()), (256, 128, 65));
+        let zero = pages.pages.iter().filter(|p| p.0.iter().all(|w| *w == 0)).count();
+        let different: HashSet<_> = pages.pages.iter().collect();
+        assert_eq!((pages.pages.len(), zero, different.len()), (256, 128, 65));
+        assert!(pages.pages.as_ptr().addr().is_multiple_of(4096));
         assert_eq!(pages.wrong(), 0);
     }
 }
