@@ -19,6 +19,9 @@ use tranship_proto::network::{Mac, NetCapture};
 
 /// Questions asked within the time given.
 const QUESTIONS: u32 = 3;
+/// For anyone else to answer a question after the one who is expected to has: on one segment all answer as
+/// soon as they hear it.
+const OTHERS: Duration = Duration::from_millis(60);
 /// Probes under way at a time: each has a socket.
 const AT_ONCE: usize = 32;
 
@@ -33,13 +36,22 @@ pub struct Conflict {
     pub mac: Mac,
 }
 
+/// How long to listen for those who claim an address.
+#[derive(Clone, Copy)]
+enum Listen {
+    /// Until the first does.
+    First,
+    /// To all of them; after a question that this one has answered, [`OTHERS`] longer.
+    All(Option<Mac>),
+}
+
 /// Everybody who claims `ip` within `timeout` on a network of this host, the host included.
 async fn claimants(
     networks: &Networks,
     network: &str,
     ip: IpAddr,
     timeout: Duration,
-    first_only: bool,
+    listen_to: Listen,
 ) -> Result<BTreeSet<Mac>, NetworkError> {
     let mut host = Rt::host()?;
     let bridge = networks.bridge_link(&mut host, network).await?;
@@ -58,16 +70,18 @@ async fn claimants(
     let copy = socket.fd().try_clone().attempt("copy", "a packet socket")?;
     // SAFETY: an OwnedFd is open until it is dropped, and nothing takes it out of the AsyncFd.
     let ready = unsafe { AsyncFd::register(copy) }.attempt("watch", "a packet socket")?;
-    let start = Instant::now();
     let mut found = BTreeSet::new();
-    for n in 0..QUESTIONS {
+    for _ in 0..QUESTIONS {
         socket.send(&question)?;
-        let until = start + timeout * (n + 1) / QUESTIONS;
+        let mut until = Instant::now() + timeout / QUESTIONS;
         while let Ok(frame) = timeout_at(until, next_frame(&ready)).await {
             let frame = frame.attempt("listen on", &bridge.name)?;
-            found.extend(claimant(&frame, ip, own));
-            if first_only && !found.is_empty() {
-                return Ok(found);
+            let Some(who) = claimant(&frame, ip, own) else { continue };
+            found.insert(who);
+            match listen_to {
+                Listen::First => return Ok(found),
+                Listen::All(Some(expected)) if expected == who => until = until.min(Instant::now() + OTHERS),
+                Listen::All(_) => {}
             }
         }
     }
@@ -95,11 +109,11 @@ pub async fn probe(
     ip: IpAddr,
     timeout: Duration,
 ) -> Result<Option<Mac>, NetworkError> {
-    Ok(claimants(networks, network, ip, timeout, true).await?.into_iter().next())
+    Ok(claimants(networks, network, ip, timeout, Listen::First).await?.into_iter().next())
 }
 
-/// Addresses of a captured container that anyone but itself answers for. Takes `timeout` for each
-/// batch of 32 addresses. IPv6 link-local addresses are among those asked for, loopback ones are not.
+/// Addresses of a captured container that anyone but itself answers for. Takes at most `timeout` for each
+/// batch of 32 addresses, and less where the container answers itself. IPv6 link-local addresses are among those asked for, loopback ones are not.
 ///
 /// # Errors
 /// When this host lacks a network or cannot ask.
@@ -116,7 +130,7 @@ pub async fn conflicts(
     let mut found = Vec::new();
     for batch in questions.chunks(AT_ONCE) {
         let asked = batch.iter().map(|(network, ip, own)| async move {
-            let who = claimants(networks, network, *ip, timeout, false).await?;
+            let who = claimants(networks, network, *ip, timeout, Listen::All(*own)).await?;
             let others = who.into_iter().filter(|m| Some(*m) != *own);
             Ok::<_, NetworkError>(
                 others
