@@ -21,9 +21,11 @@ use tranship_proto::bulk::{BulkOpen, MAX_DATA, RECORD_HEADER_LEN, RecordHeader, 
 use tranship_proto::error::WireError;
 use tranship_proto::registry::Message;
 
-/// Records waiting between a worker thread and the network. Eight of at most 1 MiB keep both busy
-/// and cost little.
+/// What waits between a worker thread and the network. Eight of at most 1 MiB keep both busy and cost
+/// little.
 const QUEUE: usize = 8;
+/// Data that is copied behind its header rather than queued by itself.
+const SHORT: usize = 8 << 10;
 /// Most bytes that take their turn under a cap together.
 const SLICE: usize = 64 << 10;
 
@@ -103,25 +105,55 @@ impl BulkWriter {
     /// [`BulkError::GivenUp`], or [`BulkError::Stream`] when the stream has failed; the
     /// [`Delivery`] says why.
     pub fn record(&mut self, kind: RecordKind, meta: &[u8], data: &[u8]) -> Result<(), BulkError> {
-        let packed = self.squeeze.pack(data, &self.drain);
-        let wire = packed.as_deref().unwrap_or(data);
+        let packed = self.squeeze.pack(data, &self.drain).map(Bytes::from);
+        let zstd = packed.is_some();
+        let wire = packed.unwrap_or_else(|| Bytes::copy_from_slice(data));
+        self.put_record(kind, meta, data.len(), zstd, wire)
+    }
+
+    /// The same of data that need not be copied.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub fn record_owned(&mut self, kind: RecordKind, meta: &[u8], data: Vec<u8>) -> Result<(), BulkError> {
+        let packed = self.squeeze.pack(&data, &self.drain).map(Bytes::from);
+        let (length, zstd) = (data.len(), packed.is_some());
+        self.put_record(kind, meta, length, zstd, packed.unwrap_or_else(|| data.into()))
+    }
+
+    fn put_record(
+        &mut self,
+        kind: RecordKind,
+        meta: &[u8],
+        raw_len: usize,
+        zstd: bool,
+        wire: Bytes,
+    ) -> Result<(), BulkError> {
         let length = |n: usize| {
             u32::try_from(n).map_err(|_| BulkError::Wire(WireError::invalid("record", "longer than 4 GiB")))
         };
         let header = RecordHeader {
             kind,
-            zstd: packed.is_some(),
+            zstd,
             meta_len: length(meta.len())?,
-            raw_len: length(data.len())?,
+            raw_len: length(raw_len)?,
             wire_len: length(wire.len())?,
         };
-        let mut out = Vec::with_capacity(RECORD_HEADER_LEN + meta.len() + wire.len());
+        let short = wire.len() <= SHORT;
+        let room = RECORD_HEADER_LEN + meta.len() + if short { wire.len() } else { 0 };
+        let mut out = Vec::with_capacity(room);
         out.extend_from_slice(&header.to_bytes());
         out.extend_from_slice(meta);
-        out.extend_from_slice(wire);
-        self.meter.read.fetch_add(data.len() as u64, Ordering::Relaxed);
-        self.meter.sent.fetch_add(out.len() as u64, Ordering::Relaxed);
-        self.put(Item::Chunk(out.into()))?;
+        let all = out.len() + wire.len();
+        self.meter.read.fetch_add(raw_len as u64, Ordering::Relaxed);
+        self.meter.sent.fetch_add(all as u64, Ordering::Relaxed);
+        if short {
+            out.extend_from_slice(&wire);
+            self.put(Item::Chunk(out.into()))?;
+        } else {
+            self.put(Item::Chunk(out.into()))?;
+            self.put(Item::Chunk(wire))?;
+        }
         self.squeeze.left();
         Ok(())
     }
@@ -324,7 +356,15 @@ async fn read_record(recv: &mut RecvStream) -> Result<Option<RawRecord>, BulkErr
     let header = RecordHeader::parse(&header)?;
     let mut meta = vec![0; header.meta_len as usize];
     recv.read_exact(&mut meta).await.map_err(stream)?;
-    let mut wire = vec![0; header.wire_len as usize];
-    recv.read_exact(&mut wire).await.map_err(stream)?;
+    let length = header.wire_len as usize;
+    // As it comes, without zeros first.
+    let mut wire = Vec::with_capacity(length);
+    while wire.len() < length {
+        match recv.read_chunk(length - wire.len(), true).await {
+            Ok(Some(chunk)) => wire.extend_from_slice(&chunk.bytes),
+            Ok(None) => return Err(stream(ReadExactError::FinishedEarly(wire.len()))),
+            Err(e) => return Err(stream(e.into())),
+        }
+    }
     Ok(Some(RawRecord { header, meta, wire }))
 }
