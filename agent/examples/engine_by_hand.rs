@@ -167,6 +167,7 @@ async fn dump(
         image_dir: images.join("img"),
         work_dir: images.join("work"),
         criu_config,
+        search_path: None,
         tcp_established: true,
         pages: Pages::Files,
     };

@@ -29,6 +29,8 @@ pub struct Context {
     pub networks: Networks,
     /// What the programs and the kernel can do, as probed at start.
     pub capabilities: HostCapabilities,
+    /// What is loaded into CRIU to shorten its dump, when it is installed.
+    pub preload: Option<crate::criu::Preload>,
 }
 
 impl Context {

@@ -6,10 +6,10 @@
 
 use crate::config::{Config, LogFormat};
 use crate::context::Context;
-use crate::criu::{self, Programs};
+use crate::criu::{self, Preload, Programs};
 use crate::engine::{Bare, BareConfig};
 use crate::faults::Faults;
-use crate::hook::HookServer;
+use crate::hook::{HookServer, own_program};
 use crate::journal::{self, Journal};
 use crate::migrate::registry::Migrations;
 use crate::network::Networks;
@@ -143,6 +143,12 @@ async fn live(config: Config) -> Result<()> {
     for problem in capabilities.obstacles() {
         tracing::warn!(problem, "this host cannot take part in migrations");
     }
+    let preload = own_program().ok().and_then(|program| Preload::find(&program));
+    if preload.is_none() {
+        tracing::info!(
+            "libtranship_preload.so is not beside transhipd: containers are frozen longer, by their memory"
+        );
+    }
     let endpoint = Endpoint::bind(&config)?;
     let hooks = Arc::new(HookServer::start(&config.run_dir)?);
     let runtime: Arc<dyn Runtime> = Arc::new(Runc::new(RuncConfig {
@@ -172,6 +178,7 @@ async fn live(config: Config) -> Result<()> {
         runtime,
         networks,
         capabilities,
+        preload,
     });
     let migrations = Migrations::new(ctx.clone());
     crate::migrate::destination::take_up(&ctx);

@@ -31,7 +31,7 @@ struct Receiver {
 }
 
 impl PageSink for Receiver {
-    fn pages(&mut self, batch: &PageBatch, data: &[u8]) -> Result<(), RoundError> {
+    fn pages(&mut self, batch: &PageBatch, data: Vec<u8>) -> Result<(), RoundError> {
         batch.check(data.len(), u32::MAX).unwrap();
         let mut contents = data.chunks_exact(SIZE);
         for (runs, with_data) in [(&batch.data, true), (&batch.refs, false)] {
@@ -177,6 +177,13 @@ fn subject() {
                         libc::madvise(at, length, libc::MADV_DONTNEED)
                     }
                 };
+                assert_eq!(rc, 0);
+                0
+            }
+            // lock AT PAGES
+            "lock" => {
+                // SAFETY: as above.
+                let rc = unsafe { libc::mlock(n[0] as *const libc::c_void, (n[1] * PAGE) as usize) };
                 assert_eq!(rc, 0);
                 0
             }
@@ -377,5 +384,62 @@ fn a_child_has_pages_of_its_own() {
         s.round(true);
         s.check(at, 300);
         s.check_in(child, at, 300);
+    });
+}
+
+/// Of a process with one thread: word 7 of proc_pid_syscall(5) is its stack pointer.
+fn stack_pointer(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+    let word = text.split_whitespace().nth(7).unwrap();
+    u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap()
+}
+
+#[test]
+fn a_dump_need_not_look_at_what_is_watched() {
+    both(|mut s| {
+        let at = s.subject.tell("map 0 1000");
+        s.subject.tell(&format!("fill {} 10 7", at + 20 * PAGE));
+        s.subject.tell(&format!("fill {} 5 7", at + 40 * PAGE));
+        s.round(false);
+        // Mapped since: nobody watches it.
+        let new = s.subject.tell("map 0 8");
+        s.subject.tell(&format!("fill {new} 8 7"));
+        // The subject waits for input: as good as frozen.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let left = s.rounds.leave_out();
+        let pid = s.subject.pid();
+        let ranges: Vec<std::ops::Range<u64>> = left
+            .text()
+            .lines()
+            .map(|line| {
+                let words: Vec<&str> = line.split(' ').collect();
+                assert_eq!(words[0], pid.to_string());
+                let address = |word| u64::from_str_radix(word, 16).unwrap();
+                address(words[1])..address(words[2])
+            })
+            .collect();
+        if !s.watched {
+            assert!(ranges.is_empty(), "{ranges:x?}");
+            return;
+        }
+        let has = |vaddr: u64| ranges.iter().any(|r| r.contains(&vaddr));
+        assert!(has(at) && has(at + 999 * PAGE), "{at:x} in {ranges:x?}");
+        assert!(!has(new), "{new:x} is not watched");
+        assert!(!has(stack_pointer(pid)), "a stack pointer points there");
+        s.round(true);
+        let populated = left.populated().unwrap();
+        assert_eq!(populated.len(), 1);
+        let (inner, runs) = &populated[0];
+        assert_eq!(*inner, pid.unsigned_abs());
+        let mapped = at..at + 1000 * PAGE;
+        let here: Vec<_> = runs.iter().filter(|r| mapped.contains(&r.start)).cloned().collect();
+        assert_eq!(here, [at + 20 * PAGE..at + 30 * PAGE, at + 40 * PAGE..at + 45 * PAGE]);
+        // What is known at the destination is all that CRIU is not told of.
+        for run in runs {
+            s.check(run.start, (run.end - run.start) / PAGE);
+        }
+        s.subject.tell(&format!("lock {at} 1"));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(s.rounds.leave_out().text(), "", "locked memory is CRIU's");
     });
 }

@@ -24,7 +24,7 @@ use crate::sys::Entrance;
 use crate::{agent_config, rlimits, teardown, topology};
 
 /// Programs under test, copied into every host, `tranship` also as `migrate`.
-const PROGRAMS: [&str; 2] = ["transhipd", "tranship"];
+const PROGRAMS: [&str; 3] = ["transhipd", "tranship", "libtranship_preload.so"];
 
 /// What `up` makes.
 #[derive(Debug, Clone)]

@@ -18,7 +18,7 @@ const SOURCE: &str = include_str!("../../deploy/lab/rlimit-shim.c");
 const LIBRARY: &str = "usr/local/lib/tranship-lab-rlimits.so";
 const WRAPPER: &str = "#!/bin/sh\n\
     # This machine lacks CAP_SYS_RESOURCE: see the library's source, deploy/lab/rlimit-shim.c.\n\
-    LD_PRELOAD=/usr/local/lib/tranship-lab-rlimits.so exec /usr/sbin/criu \"$@\"\n";
+    LD_PRELOAD=/usr/local/lib/tranship-lab-rlimits.so${LD_PRELOAD:+:$LD_PRELOAD} exec /usr/sbin/criu \"$@\"\n";
 /// Bit of CAP_SYS_RESOURCE, from linux/capability.h.
 const SYS_RESOURCE: u64 = 1 << 24;
 

@@ -6,12 +6,14 @@
 mod config;
 mod explain;
 mod preflight;
+mod preload;
 mod probe;
 mod stats;
 
 pub use config::CriuConfig;
 pub use explain::{Explanation, error_lines, explain, read_log};
 pub use preflight::{Refusal, preflight};
+pub use preload::Preload;
 pub use probe::{CheckOutcome, HostCapabilities, MIN_CRIU, Programs, Version, probe};
 pub use stats::{
     DumpStats, RestoreStats, StatsError, parse_dump_stats, parse_restore_stats, read_dump_stats,

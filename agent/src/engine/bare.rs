@@ -1,6 +1,5 @@
 //! The engine for a host without any: an OCI runtime, conmon, and directories of our own.
 
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::moved::{self, Arrival};
 use super::paths::{Layout, make_dir, read_json, write_json};
 use super::restore::{RestoreHandle, RestoreRequest};
 use super::{Engine, Result, create, lifecycle, logs, policy, restore};
-use crate::hook::{DumpHold, HookFiles, HookServer, own_program};
+use crate::hook::{DumpHold, DumpMemory, HookFiles, HookServer, own_program};
 use crate::runtime::Runtime;
 
 /// Where things are and what is allowed.
@@ -248,9 +247,9 @@ impl Engine for Bare {
         Box::pin(lifecycle::retire(self, name, released))
     }
 
-    fn hold_dump(&self, migration: MigrationId, page_socket: RawFd) -> Result<DumpHold> {
+    fn hold_dump(&self, migration: MigrationId, memory: DumpMemory<'_>) -> Result<DumpHold> {
         let files = HookFiles::new(&self.layout.run_dir, migration);
-        let held = files.hold_dump(&self.hook_program, page_socket);
+        let held = files.hold_dump(&self.hook_program, memory);
         held.map_err(EngineError::io("write hook files below", &self.layout.run_dir))
     }
 

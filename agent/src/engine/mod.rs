@@ -17,14 +17,13 @@ mod paths;
 mod policy;
 mod restore;
 
-use std::os::fd::RawFd;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tranship_proto::ids::{ContainerName, Epoch, MigrationId};
 
-use crate::hook::DumpHold;
+use crate::hook::{DumpHold, DumpMemory};
 
 pub use bare::{Bare, BareConfig};
 pub use config::{ConfigInput, default_config};
@@ -125,9 +124,9 @@ pub trait Engine: Send + Sync {
     /// is the caller's.
     fn retire<'a>(&'a self, name: &'a ContainerName, released: Epoch) -> BoxFuture<'a, Result<()>>;
 
-    /// CRIU configuration for a dump of this migration that waits before it begins. `page_socket` is the
-    /// number that its page socket has in CRIU. Must be called on a tokio runtime.
-    fn hold_dump(&self, migration: MigrationId, page_socket: RawFd) -> Result<DumpHold>;
+    /// CRIU configuration for a dump of this migration that waits before it begins. Must be called on a
+    /// tokio runtime.
+    fn hold_dump(&self, migration: MigrationId, memory: DumpMemory<'_>) -> Result<DumpHold>;
 
     /// Removes script and configuration files of a migration. Idempotent.
     fn forget_migration(&self, migration: MigrationId) -> Result<()>;

@@ -21,7 +21,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::gate::{Gate, may_go_on, pass};
+use super::{own_program, search_path};
 use crate::command::CHILD_PATH;
+use crate::criu::Preload;
 
 /// Where CRIU's service mode finds its socket.
 const REQUESTS: i32 = 3;
@@ -37,7 +39,9 @@ pub(super) fn become_criu(socket: &Path, criu: &Path, args: impl Iterator<Item =
     if restore && !may_go_on(socket, WORD) {
         return ExitCode::FAILURE;
     }
-    let error = std::process::Command::new(criu).args(args).env("PATH", CHILD_PATH).exec();
+    let preload = own_program().ok().and_then(|own| Preload::find(&own));
+    let environment = preload.map(|p| p.environment(None)).unwrap_or_default();
+    let error = std::process::Command::new(criu).args(args).env("PATH", CHILD_PATH).envs(environment).exec();
     eprintln!("cannot become {}: {error}", criu.display());
     ExitCode::FAILURE
 }
@@ -57,10 +61,7 @@ impl RestoreAhead {
 
     /// `PATH` of the runtime.
     pub fn search_path(&self) -> OsString {
-        let mut path = self.programs.clone().into_os_string();
-        path.push(":");
-        path.push(CHILD_PATH);
-        path
+        search_path(&self.programs)
     }
 
     /// Lets CRIU begin: the images are there. Waits until it has come so far; for ever, should it end

@@ -11,6 +11,7 @@
 //!
 //! The words of the script, over a [`Gate`] of this dump's own, are `pre-dump` and `post-dump`.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -41,19 +42,34 @@ impl DumpStep {
     }
 }
 
+/// How memory is left out of a dump.
+#[derive(Debug, Clone)]
+pub struct LeaveOut {
+    /// Names what is left out. The library makes it, the agent writes it before `go`.
+    pub file: PathBuf,
+    /// `PATH` of the runtime, with the CRIU that loads the library first.
+    pub search_path: OsString,
+}
+
 /// A dump that is to wait, at the agent's end. Dropped, it calls the dump off at the next step that it
 /// comes to.
 #[derive(Debug)]
 pub struct DumpHold {
     config: PathBuf,
+    leave_out: Option<LeaveOut>,
     gate: Gate,
     waiting: Option<UnixStream>,
 }
 
 impl DumpHold {
     /// Listens for the script of the dump that gets `config`. Must be called on a tokio runtime.
-    pub(super) fn new(config: PathBuf, socket: &Path) -> io::Result<Self> {
-        Ok(DumpHold { config, gate: Gate::listen(socket)?, waiting: None })
+    pub(super) fn new(config: PathBuf, leave_out: Option<LeaveOut>, socket: &Path) -> io::Result<Self> {
+        Ok(DumpHold { config, leave_out, gate: Gate::listen(socket)?, waiting: None })
+    }
+
+    /// How memory is left out, where the agent says which.
+    pub fn leave_out(&self) -> Option<&LeaveOut> {
+        self.leave_out.as_ref()
     }
 
     /// CRIU's configuration file.
@@ -102,7 +118,7 @@ mod tests {
     async fn waits_at_the_first_step_and_passes_the_last() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
-        let mut hold = DumpHold::new(dir.path().join("c"), &socket).unwrap();
+        let mut hold = DumpHold::new(dir.path().join("c"), None, &socket).unwrap();
         let before = ask(&socket, DumpStep::Before);
         hold.waiting().await.unwrap();
         assert!(!before.is_finished());
@@ -119,7 +135,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         assert!(!ask(&socket, DumpStep::Before).await.unwrap(), "nobody has listened yet");
-        let mut hold = DumpHold::new(dir.path().join("c"), &socket).unwrap();
+        let mut hold = DumpHold::new(dir.path().join("c"), None, &socket).unwrap();
         let before = ask(&socket, DumpStep::Before);
         hold.waiting().await.unwrap();
         drop(hold);
@@ -131,7 +147,7 @@ mod tests {
     async fn a_step_out_of_order_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
-        let mut hold = DumpHold::new(dir.path().join("c"), &socket).unwrap();
+        let mut hold = DumpHold::new(dir.path().join("c"), None, &socket).unwrap();
         let after = ask(&socket, DumpStep::After);
         assert!(hold.waiting().await.unwrap_err().to_string().contains("post-dump"));
         assert!(!after.await.unwrap());

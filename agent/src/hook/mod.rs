@@ -20,6 +20,7 @@ mod dump;
 mod gate;
 mod server;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::RawFd;
@@ -30,11 +31,11 @@ use tranship_proto::ids::MigrationId;
 
 pub use ahead::{RestoreAhead, RestoringCriu};
 pub use client::hook_main;
-pub use dump::DumpHold;
+pub use dump::{DumpHold, LeaveOut};
 pub use server::{HeldHandle, HookError, HookServer};
 
-use crate::command::find;
-use crate::criu::CriuConfig;
+use crate::command::{CHILD_PATH, find};
+use crate::criu::{CriuConfig, Preload};
 
 /// Longest line, in bytes.
 const MAX_LINE: usize = 256;
@@ -59,6 +60,15 @@ impl Decision {
     fn parse(line: &str) -> Option<Self> {
         [Decision::Go, Decision::Abort].into_iter().find(|d| d.word() == line)
     }
+}
+
+/// What becomes of memory in a dump.
+#[derive(Clone, Copy, Debug)]
+pub enum DumpMemory<'a> {
+    /// CRIU talks about it over the socket that has this number there.
+    Socket(RawFd),
+    /// What the agent names is left out, with the help of the library.
+    LeftOut(&'a Preload),
 }
 
 /// Where the files of one migration's hook are.
@@ -91,31 +101,42 @@ impl HookFiles {
     /// Writes a `criu` that waits for its images before a restore, for the runtime to find, and listens for
     /// it. Must be called on a tokio runtime.
     pub fn restore_ahead(&self, program: &Path) -> io::Result<RestoreAhead> {
-        let real =
-            find("criu").ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "criu is not installed"))?;
-        let (programs, socket) = (self.dir.join("bin"), self.dir.join("images.sock"));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&programs)?;
+        let socket = self.dir.join("images.sock");
         let text = format!(
             "#!/bin/sh\n# Called by the runtime in place of criu; waits for the images before a restore.\n\
              exec {} hook --socket {} --become {} \"$@\"\n",
             quote(program)?,
             quote(&socket)?,
-            quote(&real)?,
+            quote(&real_criu()?)?,
         );
-        write_script(&programs.join("criu"), &text)?;
-        RestoreAhead::new(programs, &socket)
+        RestoreAhead::new(self.write_criu(&text)?, &socket)
     }
 
-    /// Writes script and configuration for a dump that waits, with the descriptor of its page socket, and
-    /// listens for the script. Must be called on a tokio runtime.
-    pub fn hold_dump(&self, program: &Path, page_socket: RawFd) -> io::Result<DumpHold> {
+    /// Writes script and configuration for a dump that waits, and listens for the script. Must be called on
+    /// a tokio runtime.
+    pub fn hold_dump(&self, program: &Path, memory: DumpMemory<'_>) -> io::Result<DumpHold> {
         self.make_dir()?;
         let (script, socket) = (self.dir.join("dump-script"), self.dir.join("dump.sock"));
         write_script(&script, &dump_script(program, &socket)?)?;
         let config = self.dir.join("dump.conf");
-        CriuConfig { action_script: Some(script), page_socket: Some(page_socket), ..Default::default() }
-            .write(&config)?;
-        DumpHold::new(config, &socket)
+        let (page_socket, left_out) = match memory {
+            DumpMemory::Socket(number) => (Some(number), None),
+            DumpMemory::LeftOut(preload) => {
+                let left_out = self.dir.join("left-out");
+                let programs = self.write_criu(&loaded_criu(preload, &left_out)?)?;
+                (None, Some(LeaveOut { file: left_out, search_path: search_path(&programs) }))
+            }
+        };
+        CriuConfig { action_script: Some(script), page_socket, ..Default::default() }.write(&config)?;
+        DumpHold::new(config, left_out, &socket)
+    }
+
+    /// Writes a `criu` for the runtime to find; answers the directory that it is in.
+    fn write_criu(&self, text: &str) -> io::Result<PathBuf> {
+        let programs = self.dir.join("bin");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&programs)?;
+        write_script(&programs.join("criu"), text)?;
+        Ok(programs)
     }
 
     /// Removes all files. Nothing to do when there are none.
@@ -164,6 +185,28 @@ fn dump_script(program: &Path, socket: &Path) -> io::Result<String> {
         quote(program)?,
         quote(socket)?,
     ))
+}
+
+fn real_criu() -> io::Result<PathBuf> {
+    find("criu").ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "criu is not installed"))
+}
+
+fn loaded_criu(preload: &Preload, left_out: &Path) -> io::Result<String> {
+    let mut text =
+        "#!/bin/sh\n# Called by the runtime in place of criu; loads tranship's library into it.\n".to_owned();
+    for (name, value) in preload.environment(Some(left_out)) {
+        text.push_str(&format!("export {name}={}\n", quote(Path::new(&value))?));
+    }
+    text.push_str(&format!("PATH={CHILD_PATH}\nexec {} \"$@\"\n", quote(&real_criu()?)?));
+    Ok(text)
+}
+
+/// `PATH` of a runtime that finds what is in this directory first.
+fn search_path(programs: &Path) -> OsString {
+    let mut path = programs.as_os_str().to_owned();
+    path.push(":");
+    path.push(CHILD_PATH);
+    path
 }
 
 fn quote(path: &Path) -> io::Result<String> {
@@ -222,7 +265,7 @@ mod tests {
     async fn the_script_of_a_dump_asks_twice() {
         let dir = tempfile::tempdir().unwrap();
         let files = HookFiles::new(dir.path(), id());
-        let hold = files.hold_dump(Path::new("/bin/false"), 64).unwrap();
+        let hold = files.hold_dump(Path::new("/bin/false"), DumpMemory::Socket(64)).unwrap();
         let config = fs::read_to_string(hold.config()).unwrap();
         assert!(config.contains("dump-script") && config.contains("ps-socket 64"), "{config}");
         let run = |action: &str| {
@@ -237,6 +280,18 @@ mod tests {
             assert!(run(action), "{action}");
         }
         assert!(!run("pre-dump") && !run("post-dump"));
+    }
+
+    #[tokio::test]
+    async fn a_dump_that_leaves_memory_out_has_a_criu_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("libtranship_preload.so"), "").unwrap();
+        let preload = Preload::find(&dir.path().join("transhipd")).unwrap();
+        let text = loaded_criu(&preload, Path::new("/run/left-out"));
+        // Without CRIU on this machine there is nothing to load it into.
+        let Ok(text) = text else { return };
+        assert!(text.contains("export TRANSHIP_LEFT_OUT='/run/left-out'\n"), "{text}");
+        assert!(text.lines().last().unwrap().starts_with("exec '/"), "{text}");
     }
 
     #[test]

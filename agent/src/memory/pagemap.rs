@@ -6,6 +6,7 @@
 
 use prost::Message;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tranship_proto::pages::{MAX_ADDRESS, PAGE};
 
@@ -97,12 +98,16 @@ fn append(image: &mut Vec<u8>, message: &impl Message) {
 /// What the file system says; `InvalidData` for a file that is no page map, is longer than any can
 /// be, or names addresses that no process has.
 pub fn read(path: &Path) -> io::Result<Vec<Entry>> {
+    parse(&bounded(path)?)
+}
+
+fn bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_IMAGE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_IMAGE {
         return Err(invalid(format!("longer than {MAX_IMAGE} bytes")));
     }
-    parse(&bytes)
+    Ok(bytes)
 }
 
 fn invalid(why: impl Into<String>) -> io::Error {
@@ -111,11 +116,15 @@ fn invalid(why: impl Into<String>) -> io::Error {
 
 /// The same from memory.
 pub fn parse(bytes: &[u8]) -> io::Result<Vec<Entry>> {
+    parse_all(bytes).map(|(_, entries)| entries)
+}
+
+fn parse_all(bytes: &[u8]) -> io::Result<(u32, Vec<Entry>)> {
     let mut rest = bytes;
     if (word(&mut rest)?, word(&mut rest)?) != (IMG_COMMON_MAGIC, PAGEMAP_MAGIC) {
         return Err(invalid("not a page map"));
     }
-    PagemapHead::decode(message(&mut rest)?).map_err(|e| invalid(e.to_string()))?;
+    let head = PagemapHead::decode(message(&mut rest)?).map_err(|e| invalid(e.to_string()))?;
     let mut entries = Vec::new();
     while !rest.is_empty() {
         let e = PagemapEntry::decode(message(&mut rest)?).map_err(|e| invalid(e.to_string()))?;
@@ -130,7 +139,7 @@ pub fn parse(bytes: &[u8]) -> io::Result<Vec<Entry>> {
         let parent = if e.in_parent == Some(true) { PE_PARENT } else { PE_PRESENT };
         entries.push(Entry { vaddr: e.vaddr, pages, flags: e.flags.unwrap_or(parent) });
     }
-    Ok(entries)
+    Ok((head.pages_id, entries))
 }
 
 fn word(rest: &mut &[u8]) -> io::Result<u32> {
@@ -147,6 +156,40 @@ fn message<'a>(rest: &mut &'a [u8]) -> io::Result<&'a [u8]> {
     }
     *rest = tail;
     Ok(message)
+}
+
+/// Adds lazy entries for the parts of `runs` that the page map says nothing of. Both in order. The file is
+/// replaced.
+///
+/// # Errors
+/// As [`read`]; what is there is unharmed.
+pub fn add_lazy(path: &Path, runs: &[Range<u64>]) -> io::Result<()> {
+    let bytes = bounded(path)?;
+    let (pages_id, entries) = parse_all(&bytes)?;
+    let mut all = Vec::with_capacity(entries.len() + runs.len());
+    let mut known = entries.iter().peekable();
+    let mut free = 0;
+    for run in runs {
+        let mut at = run.start.max(free);
+        while let Some(entry) = known.next_if(|e| e.vaddr < run.end) {
+            lazy(&mut all, at..entry.vaddr);
+            all.push(*entry);
+            free = entry.vaddr + entry.pages * PAGE;
+            at = at.max(free);
+        }
+        lazy(&mut all, at..run.end);
+    }
+    all.extend(known);
+    let new = path.with_extension("new");
+    std::fs::write(&new, image(pages_id, &all))?;
+    std::fs::rename(&new, path)
+}
+
+fn lazy(entries: &mut Vec<Entry>, range: Range<u64>) {
+    if range.start < range.end {
+        let pages = (range.end - range.start) / PAGE;
+        entries.push(Entry { vaddr: range.start, pages, flags: PE_LAZY });
+    }
 }
 
 /// The page maps of processes in a directory of images: number in the container, path. In order.
@@ -208,6 +251,40 @@ mod tests {
         let mut long = image(7, &[]);
         long.extend_from_slice(&u32::MAX.to_le_bytes());
         assert!(parse(&long).is_err());
+    }
+
+    #[test]
+    fn runs_are_added_around_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pagemap-1.img");
+        let entry = |page: u64, pages, flags| Entry { vaddr: page << 12, pages, flags };
+        let there = [entry(10, 2, PE_PRESENT), entry(14, 1, PE_LAZY), entry(30, 1, PE_PRESENT)];
+        std::fs::write(&path, image(3, &there)).unwrap();
+        let run = |from: u64, to: u64| from << 12..to << 12;
+        add_lazy(&path, &[run(1, 3), run(8, 16), run(29, 30), run(40, 41)]).unwrap();
+        let want = [
+            entry(1, 2, PE_LAZY),
+            entry(8, 2, PE_LAZY),
+            entry(10, 2, PE_PRESENT),
+            entry(12, 2, PE_LAZY),
+            entry(14, 1, PE_LAZY),
+            entry(15, 1, PE_LAZY),
+            entry(29, 1, PE_LAZY),
+            entry(30, 1, PE_PRESENT),
+            entry(40, 1, PE_LAZY),
+        ];
+        assert_eq!(parse_all(&std::fs::read(&path).unwrap()).unwrap(), (3, want.to_vec()));
+        add_lazy(&path, &[run(1, 3), run(8, 16)]).unwrap();
+        assert_eq!(read(&path).unwrap(), want, "nothing is added twice");
+        std::fs::write(&path, image(3, &[entry(1, 9, PE_LAZY)])).unwrap();
+        add_lazy(&path, &[run(2, 4), run(5, 7), run(8, 11)]).unwrap();
+        assert_eq!(
+            read(&path).unwrap(),
+            [entry(1, 9, PE_LAZY), entry(10, 1, PE_LAZY)],
+            "one entry over runs"
+        );
+        assert!(add_lazy(&dir.path().join("pagemap-2.img"), &[]).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::map::{FillMap, MAX_PROCESSES};
 use super::pagemap;
 use super::table::{MAX_SLOTS, PageTable, Place};
 use crate::transport::bulk::{BulkError, BulkReader, Record};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -80,12 +81,29 @@ struct Round {
     ended: u16,
 }
 
+/// Neighbouring pages of which something is known.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    vaddr: u64,
+    pages: u32,
+    /// Slot of the first page; none for zeros.
+    slot: Option<u32>,
+}
+
+impl Known {
+    fn end(&self) -> u64 {
+        self.vaddr + u64::from(self.pages) * PAGE
+    }
+}
+
 #[derive(Default)]
 struct Tables {
     processes: BTreeMap<u32, PageTable>,
     leaves: usize,
     /// Which slots have contents, one bit each.
     written: Vec<u64>,
+    /// All known pages as runs, by process; none while it would be out of date.
+    draft: Option<BTreeMap<u32, Vec<Known>>>,
     round: Option<Round>,
     rounds: u32,
     pages: PagesEnd,
@@ -177,6 +195,7 @@ impl Store {
             written.map_err(|source| StoreError::File { what: "write", path: self.path.clone(), source })?;
         }
         let mut tables = self.tables();
+        tables.draft = None;
         let runs = batch.data.iter().chain(&batch.refs).map(|r| (r.vaddr, r.pages, Some(r.slot)));
         for (vaddr, pages, slot) in runs.chain(batch.zeros.iter().map(|z| (z.vaddr, z.pages, None))) {
             self.note(&mut tables, batch.pid, vaddr, pages, slot)?;
@@ -240,6 +259,15 @@ impl Store {
         tables.round.is_none().then_some(MemoryTotals { rounds: tables.rounds, pages: tables.pages })
     }
 
+    /// Gets ready to be sealed, unless another round is on its way: what reads all tables, a millisecond a
+    /// GiB and more where they have left the processor's caches, need not wait for the images. Blocking.
+    pub fn draft(&self) {
+        let mut tables = self.tables();
+        if tables.round.is_none() && tables.draft.is_none() {
+            tables.draft = Some(tables.known());
+        }
+    }
+
     /// Writes the map of what the restore of the images in `dir` leaves out. Reads every page map there.
     /// Pages in the store that no image names are left out: they were unmapped, or are in the images.
     ///
@@ -251,10 +279,12 @@ impl Store {
             move |source| StoreError::File { what, path, source }
         };
         let tables = self.tables();
+        let known = tables.draft.as_ref().map_or_else(|| Cow::Owned(tables.known()), Cow::Borrowed);
         let mut map = FillMap { slots: self.slots, processes: Vec::new() };
         for (pid, path) in pagemap::of_processes(dir).map_err(file("list", dir))? {
             let entries = pagemap::read(&path).map_err(file("read", &path))?;
-            map.processes.push((pid, tables.runs(pid, entries.iter().filter(|e| e.lazy()))?));
+            let known = known.get(&pid).map_or(&[][..], Vec::as_slice);
+            map.processes.push((pid, left_out(pid, known, entries.iter().filter(|e| e.lazy()))?));
         }
         let path = dir.join(PAGES_MAP);
         map.write(&path).map_err(file("write", &path))?;
@@ -267,41 +297,68 @@ impl Tables {
         self.written.get(slot as usize / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
     }
 
-    /// The slots behind lazy pages, as runs.
-    fn runs<'a>(
-        &self,
-        pid: u32,
-        lazy: impl Iterator<Item = &'a pagemap::Entry>,
-    ) -> Result<Vec<SlotRun>, StoreError> {
-        let empty = PageTable::default();
-        let table = self.processes.get(&pid).unwrap_or(&empty);
-        let mut runs: Vec<SlotRun> = Vec::new();
-        let mut free = 0;
-        for entry in lazy {
-            if entry.vaddr < free {
-                return Err(StoreError::Order(format!("the page map of process {pid} is not in order")));
-            }
-            for i in 0..entry.pages {
-                let vaddr = entry.vaddr + i * PAGE;
-                match table.get(vaddr) {
-                    Some(Place::Zero) => {}
-                    Some(Place::Slot(slot)) if self.written(slot) => match runs.last_mut() {
-                        Some(run)
-                            if run.vaddr + u64::from(run.pages) * PAGE == vaddr
-                                && run.slot + run.pages == slot =>
-                        {
-                            run.pages += 1;
-                        }
-                        _ => runs.push(SlotRun { vaddr, pages: 1, slot }),
-                    },
-                    // A page with the contents of a slot that was never sent did not come either.
-                    _ => return Err(StoreError::Missing { pid, vaddr }),
+    /// All pages that came, in order of address. One with the contents of a slot that was never sent did
+    /// not come.
+    fn known(&self) -> BTreeMap<u32, Vec<Known>> {
+        let runs = |table: &PageTable| {
+            let mut runs: Vec<Known> = Vec::new();
+            for (vaddr, place) in table.iter() {
+                let slot = match place {
+                    Place::Zero => None,
+                    Place::Slot(slot) if self.written(slot) => Some(slot),
+                    Place::Slot(_) => continue,
+                };
+                let follows =
+                    |run: &&mut Known| run.end() == vaddr && slot == run.slot.map(|first| first + run.pages);
+                match runs.last_mut().filter(follows) {
+                    Some(run) => run.pages += 1,
+                    None => runs.push(Known { vaddr, pages: 1, slot }),
                 }
             }
-            free = entry.vaddr + entry.pages * PAGE;
-        }
-        Ok(runs)
+            runs
+        };
+        self.processes.iter().map(|(pid, table)| (*pid, runs(table))).collect()
     }
+}
+
+/// The slots behind lazy pages, as runs.
+fn left_out<'a>(
+    pid: u32,
+    known: &[Known],
+    lazy: impl Iterator<Item = &'a pagemap::Entry>,
+) -> Result<Vec<SlotRun>, StoreError> {
+    let mut known = known.iter().peekable();
+    let mut runs: Vec<SlotRun> = Vec::new();
+    let mut at = 0;
+    for entry in lazy {
+        if entry.vaddr < at {
+            return Err(StoreError::Order(format!("the page map of process {pid} is not in order")));
+        }
+        at = entry.vaddr;
+        let end = entry.vaddr + entry.pages * PAGE;
+        while at < end {
+            while known.next_if(|run| run.end() <= at).is_some() {}
+            let Some(run) = known.peek().filter(|run| run.vaddr <= at) else {
+                return Err(StoreError::Missing { pid, vaddr: at });
+            };
+            let upto = run.end().min(end);
+            let pages = |from, to| u32::try_from((to - from) / PAGE).unwrap_or(u32::MAX);
+            if let Some(first) = run.slot {
+                let next = SlotRun { vaddr: at, pages: pages(at, upto), slot: first + pages(run.vaddr, at) };
+                match runs.last_mut() {
+                    Some(last)
+                        if last.vaddr + u64::from(last.pages) * PAGE == at
+                            && last.slot + last.pages == next.slot =>
+                    {
+                        last.pages += next.pages;
+                    }
+                    _ => runs.push(next),
+                }
+            }
+            at = upto;
+        }
+    }
+    Ok(runs)
 }
 
 #[cfg(test)]

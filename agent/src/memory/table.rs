@@ -5,6 +5,7 @@
 //! made where pages are.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use tranship_proto::pages::PAGE;
 
 /// Pages in a leaf.
@@ -69,6 +70,21 @@ impl PageTable {
         self.leaves.get_mut(&leaf).and_then(|l| Place::of(std::mem::replace(&mut l[index], NONE)))
     }
 
+    /// Where each page of a range is, in order. Looks a leaf up once, not a page.
+    pub fn range(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Option<Place>)> + '_ {
+        let leaves = range.start / SPAN..range.end.div_ceil(SPAN);
+        leaves.flat_map(move |leaf| {
+            let base = leaf * SPAN;
+            let pages = self.leaves.get(&leaf);
+            let first = (range.start.max(base) - base).div_ceil(PAGE);
+            let last = (range.end.min(base + SPAN) - base).div_ceil(PAGE);
+            (first..last).map(move |i| {
+                let place = pages.and_then(|p| p.get(i as usize)).and_then(|raw| Place::of(*raw));
+                (base + i * PAGE, place)
+            })
+        })
+    }
+
     /// Leaves, of 2 KiB each.
     pub fn leaves(&self) -> usize {
         self.leaves.len()
@@ -105,6 +121,11 @@ mod tests {
             [(0x1000, Place::Zero), (0x20_0000, Place::Slot(7)), (top, Place::Slot(MAX_SLOTS - 1))]
         );
         assert_eq!(t.leaves(), 3);
+        let near: Vec<_> = t.range(0x1f_f000..0x20_2000).collect();
+        assert_eq!(near, [(0x1f_f000, None), (0x20_0000, Some(Place::Slot(7))), (0x20_1000, None)]);
+        assert_eq!(t.range(top..top + PAGE).count(), 1);
+        assert_eq!(t.range(0x1000..0x1000).count(), 0);
+        assert_eq!(t.range(0x3000..0x60_3000).count(), 0x600);
         assert_eq!(t.forget(0x1000), Some(Place::Zero));
         assert_eq!((t.forget(0x1000), t.forget(0x7000_0000), t.get(0x1000)), (None, None, None));
     }

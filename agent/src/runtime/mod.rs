@@ -6,6 +6,7 @@
 mod cgroup;
 mod runc;
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -77,6 +78,8 @@ pub struct CheckpointRequest {
     pub work_dir: PathBuf,
     /// CRIU configuration file, from [`crate::criu::CriuConfig`]; its script may make CRIU wait.
     pub criu_config: PathBuf,
+    /// `PATH` of the runtime, where it is not the usual one.
+    pub search_path: Option<OsString>,
     /// Keep established TCP connections.
     pub tcp_established: bool,
     /// Where the contents of memory go.

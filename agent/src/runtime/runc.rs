@@ -160,6 +160,9 @@ impl Runtime for Runc {
                 .env("CRIU_CONFIG_FILE", &request.criu_config)
                 .timeout(Duration::MAX)
                 .on_abandon(OnAbandon::Leave);
+            if let Some(path) = request.search_path {
+                command = command.env("PATH", path);
+            }
             if request.tcp_established {
                 command = command.arg("--tcp-established");
             }

@@ -6,6 +6,7 @@
 //! kernel, those that are still being filled in as well.
 
 use super::scene::{Container, MOVE, Scene};
+use crate::agent_log::AgentLog;
 use crate::cgroup;
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -44,7 +45,14 @@ type Range = (i32, u64, u64);
 /// Digests of ranges.
 type Memory = BTreeMap<Range, String>;
 
-/// There and back, in plain mode and in fast mode: nothing of the memory may differ.
+/// The library that is loaded into CRIU, on a host.
+const LIBRARY: &str = "/usr/local/bin/libtranship_preload.so";
+
+/// What an agent logs then.
+const NOT_LOADED: &str = "CRIU has not loaded tranship's library";
+
+/// There and back, in plain mode and in fast mode, with the library and from a host where it cannot be
+/// loaded: nothing of the memory may differ.
 pub(super) fn plain_and_fast_are_equal(scene: &mut Scene) -> anyhow::Result<()> {
     let python = ["env", NO_RSEQ, "python3", "-c", PROGRAM];
     scene.start("host-a", &Container::new("py", "web", "10.77.1.21/16", &python))?;
@@ -58,6 +66,18 @@ pub(super) fn plain_and_fast_are_equal(scene: &mut Scene) -> anyhow::Result<()> 
         Ok(scene.processes("host-a", "py")?.0 == 2)
     })?;
     std::thread::sleep(Duration::from_secs(1));
+    let library = scene.host("host-c")?.path(LIBRARY);
+    let aside = library.with_extension("aside");
+    fs::rename(&library, &aside)?;
+    fs::write(&library, "no library")?;
+    let moved = moves(scene);
+    fs::rename(&aside, &library)?;
+    moved?;
+    super::redis::second_client(scene, "10.77.1.22:6379")
+}
+
+fn moves(scene: &mut Scene) -> anyhow::Result<()> {
+    let [with, without] = [AgentLog::of(scene.host("host-b")?), AgentLog::of(scene.host("host-c")?)];
     for name in ["py", "db"] {
         signal(scene, "host-a", name, Signal::SIGSTOP)?;
         let wiped = wiped(scene, "host-a", name)?;
@@ -79,7 +99,9 @@ pub(super) fn plain_and_fast_are_equal(scene: &mut Scene) -> anyhow::Result<()> 
         signal(scene, "host-b", name, Signal::SIGCONT)?;
         println!("  {name}: {} MiB in {} ranges are the same after four moves", bytes >> 20, before.len());
     }
-    super::redis::second_client(scene, "10.77.1.22:6379")
+    let noticed = [&with, &without].map(|log| log.text().matches(NOT_LOADED).count());
+    ensure!(noticed == [0, 2], "host-b and host-c had no library in {noticed:?} moves");
+    Ok(())
 }
 
 fn pids(scene: &Scene, host: &str, name: &str) -> anyhow::Result<Vec<i32>> {

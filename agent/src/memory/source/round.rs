@@ -1,6 +1,7 @@
 //! Rounds: which pages of which process go next, and the threads that read, compare and send them.
 
 use super::book::{Book, Change, Digest, Digester, Full};
+use super::left::LeftOut;
 use super::read::Reader;
 use super::scan::{self, PageMap};
 use super::track::{Everything, Protected, Tracker};
@@ -15,7 +16,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tranship_proto::error::WireError;
-use tranship_proto::pages::{MAX_BATCH_PAGES, PAGE, PageBatch, PagesEnd, SlotRun, ZeroRun};
+use tranship_proto::pages::{PAGE, PageBatch, PagesEnd, SlotRun, ZeroRun};
+
+/// Pages that are read, compared and sent at once: so few that they stay in a core's cache meanwhile.
+const BATCH_PAGES: usize = 64;
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +60,7 @@ impl From<WireError> for RoundError {
 /// Where a lane's batches go.
 pub trait PageSink {
     /// Sends one batch; `data` is the contents of its data runs. Blocks as long as the other end is slow.
-    fn pages(&mut self, batch: &PageBatch, data: &[u8]) -> Result<(), RoundError>;
+    fn pages(&mut self, batch: &PageBatch, data: Vec<u8>) -> Result<(), RoundError>;
 }
 
 /// What is known at the destination.
@@ -191,6 +195,11 @@ impl Rounds {
         Ok(batches.plan(self.shared.clone()))
     }
 
+    /// What a dump need not look at, of processes that are frozen.
+    pub fn leave_out(&self) -> LeftOut {
+        LeftOut::find(self.processes.iter().map(|p| (p.pid, p.inner)))
+    }
+
     /// Pages that a dump without them says there are, and that were never sent: none as a rule.
     pub fn missing(&self, images: &Path) -> Result<Plan, RoundError> {
         let unread =
@@ -198,16 +207,13 @@ impl Rounds {
         let mut batches = Batches::default();
         for (inner, path) in pagemap::of_processes(images).map_err(unread)? {
             let mut ranges: Vec<Range<u64>> = Vec::new();
-            {
-                let ledger = self.shared.ledger();
-                let table = ledger.tables.get(&inner);
-                for entry in pagemap::read(&path).map_err(unread)?.iter().filter(|e| e.lazy()) {
-                    let pages = (0..entry.pages).map(|i| entry.vaddr + i * PAGE);
-                    for vaddr in pages.filter(|v| table.is_none_or(|t| t.get(*v).is_none())) {
-                        match ranges.last_mut().filter(|r| r.end == vaddr) {
-                            Some(range) => range.end += PAGE,
-                            None => ranges.push(vaddr..vaddr + PAGE),
-                        }
+            for entry in pagemap::read(&path).map_err(unread)?.iter().filter(|e| e.lazy()) {
+                for vaddr in
+                    self.shared.ledger().unknown(inner, entry.vaddr..entry.vaddr + entry.pages * PAGE)
+                {
+                    match ranges.last_mut().filter(|r| r.end == vaddr) {
+                        Some(range) => range.end += PAGE,
+                        None => ranges.push(vaddr..vaddr + PAGE),
                     }
                 }
             }
@@ -230,9 +236,8 @@ impl Plan {
     pub fn complete(&self) -> Result<(), RoundError> {
         let ledger = self.shared.ledger();
         for batch in &self.batches {
-            let table = ledger.tables.get(&batch.inner);
-            let mut pages = batch.ranges.iter().flat_map(|r| (r.start..r.end).step_by(PAGE as usize));
-            if let Some(vaddr) = pages.find(|v| table.is_none_or(|t| t.get(*v).is_none())) {
+            let mut unknown = batch.ranges.iter().flat_map(|r| ledger.unknown(batch.inner, r.clone()));
+            if let Some(vaddr) = unknown.next() {
                 return Err(RoundError::Missing { pid: batch.inner, vaddr });
             }
         }
@@ -241,6 +246,14 @@ impl Plan {
 }
 
 impl Ledger {
+    /// Pages of a range of which the destination has not been told.
+    fn unknown(&self, inner: u32, range: Range<u64>) -> Vec<u64> {
+        match self.tables.get(&inner) {
+            Some(table) => table.range(range).filter(|(_, place)| place.is_none()).map(|(v, _)| v).collect(),
+            None => range.step_by(PAGE as usize).collect(),
+        }
+    }
+
     fn forget_unmapped(&mut self, inner: u32, mappings: &[Range<u64>]) {
         let Some(table) = self.tables.get_mut(&inner) else { return };
         let mut mappings = mappings.iter().peekable();
@@ -265,7 +278,7 @@ struct Batches {
 
 impl Batches {
     fn add(&mut self, pid: i32, inner: u32, changed: Vec<Range<u64>>) {
-        let limit = u64::from(MAX_BATCH_PAGES);
+        let limit = BATCH_PAGES as u64;
         let mut open = Batch { pid, inner, ranges: Vec::new() };
         let mut room = limit;
         for mut range in changed {
@@ -331,14 +344,13 @@ fn inner_pid(pid: i32) -> io::Result<u32> {
 
 /// One of a round's threads: takes batches until there are none. Blocking.
 pub fn lane(plan: &Plan, sink: &mut impl PageSink, stop: &AtomicBool) -> Result<PagesEnd, RoundError> {
-    let mut reader = Reader::new(MAX_BATCH_PAGES as usize);
-    let mut data = Vec::with_capacity(MAX_BATCH_PAGES as usize * PAGE as usize);
+    let mut reader = Reader::new(BATCH_PAGES);
     let mut total = PagesEnd::default();
     while let Some(batch) = plan.batches.get(plan.next.fetch_add(1, Ordering::Relaxed)) {
         if stop.load(Ordering::Relaxed) {
             return Err(RoundError::Stopped);
         }
-        data.clear();
+        let mut data = Vec::with_capacity(BATCH_PAGES * PAGE as usize);
         let pages: Vec<(u64, &[u8], Option<Digest>)> = reader
             .read(batch.pid, &batch.ranges)
             .map(|(vaddr, page)| (vaddr, page, plan.shared.digester.digest(page)))
@@ -363,7 +375,7 @@ pub fn lane(plan: &Plan, sink: &mut impl PageSink, stop: &AtomicBool) -> Result<
         let counts = message.check(data.len(), u32::MAX)?;
         if counts != PagesEnd::default() {
             total.add(&counts);
-            sink.pages(&message, &data)?;
+            sink.pages(&message, data)?;
         }
     }
     Ok(total)

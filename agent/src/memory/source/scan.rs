@@ -18,6 +18,8 @@ pub const WATCHED: u64 = 1;
 pub const WRITTEN: u64 = 1 << 1;
 const PRESENT: u64 = 1 << 3;
 const SWAPPED: u64 = 1 << 4;
+/// A guard page (madvise(2), `MADV_GUARD_INSTALL`): no memory, and counted as swapped.
+const GUARD: u64 = 1 << 8;
 /// Protect what matches, atomically with the answer.
 const PROTECT: u64 = 1;
 /// Runs that one call answers.
@@ -83,17 +85,20 @@ fn private_anonymous(line: &[u8]) -> Option<Range<u64>> {
 pub struct PageMap {
     file: File,
     runs: Vec<PageRegion>,
+    /// [`GUARD`], where the kernel knows it (Linux 6.15).
+    guard: u64,
 }
 
 impl PageMap {
     /// Of a process.
     pub fn open(pid: i32) -> io::Result<Self> {
         let file = File::open(format!("/proc/{pid}/pagemap"))?;
-        Ok(Self { file, runs: vec![PageRegion::default(); RUNS] })
+        Ok(Self { file, runs: vec![PageRegion::default(); RUNS], guard: GUARD })
     }
 
-    /// Calls `each` with the populated runs of a range, in order, and what is known of them
-    /// ([`WATCHED`], [`WRITTEN`]). On a kernel without `PAGEMAP_SCAN` nothing is.
+    /// Calls `each` with the populated runs of a range and what is known of them ([`WATCHED`], [`WRITTEN`]).
+    /// On a kernel without `PAGEMAP_SCAN` nothing is; with it runs may come twice (Linux 6.18: the kernel
+    /// gathers 512, and begins again up to some page tables before the place where it was full).
     pub fn populated(&mut self, range: &Range<u64>, mut each: impl FnMut(Range<u64>, u64)) -> io::Result<()> {
         match self.scan(range, 0, 0, &mut each) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
@@ -107,6 +112,28 @@ impl PageMap {
     /// for each page. Only of mappings that are watched; others are skipped.
     pub fn take_written(&mut self, range: &Range<u64>, mut each: impl FnMut(Range<u64>)) -> io::Result<()> {
         self.scan(range, PROTECT, WRITTEN, &mut |run, _| each(run))
+    }
+
+    /// Whether a mapping is watched; never on a kernel without `PAGEMAP_SCAN`.
+    pub fn is_watched(&self, mapping: &Range<u64>) -> io::Result<bool> {
+        let mut region = PageRegion::default();
+        let mut argument = ScanArgument {
+            size: size_of::<ScanArgument>() as u64,
+            start: mapping.start,
+            end: mapping.end,
+            vec: std::ptr::from_mut(&mut region) as u64,
+            vec_len: 1,
+            max_pages: 1,
+            category_mask: WATCHED,
+            return_mask: WATCHED,
+            ..ScanArgument::default()
+        };
+        // SAFETY: the argument and the region that it names are alive.
+        match unsafe { pagemap_scan(self.file.as_raw_fd(), &mut argument) } {
+            Ok(count) => Ok(count > 0),
+            Err(nix::Error::ENOTTY | nix::Error::EINVAL) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn scan(
@@ -125,7 +152,8 @@ impl PageMap {
                 end: range.end,
                 vec: self.runs.as_mut_ptr() as u64,
                 vec_len: RUNS as u64,
-                category_mask: all_of,
+                category_inverted: self.guard,
+                category_mask: all_of | self.guard,
                 // Never the empty entries: protecting one would make a marker that CRIU takes for a
                 // page in swap.
                 category_anyof_mask: PRESENT | SWAPPED,
@@ -133,7 +161,13 @@ impl PageMap {
                 ..ScanArgument::default()
             };
             // SAFETY: the argument and the vector that it names are alive and as long as they say.
-            let count = unsafe { pagemap_scan(self.file.as_raw_fd(), &mut argument) }? as usize;
+            let count = match unsafe { pagemap_scan(self.file.as_raw_fd(), &mut argument) } {
+                Err(nix::Error::EINVAL) if self.guard != 0 => {
+                    self.guard = 0;
+                    continue;
+                }
+                count => count? as usize,
+            };
             for run in &self.runs[..count.min(RUNS)] {
                 each(run.start..run.end, run.categories);
             }

@@ -132,7 +132,7 @@ impl Tracker for Protected {
 }
 
 /// In order, overlapping and touching ranges made one.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+pub(super) fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|r| r.start);
     ranges.dedup_by(|next, before| {
         let joined = next.start <= before.end;

@@ -50,7 +50,12 @@ pub(super) async fn lane(
     given_up: watch::Receiver<bool>,
 ) -> Result<Option<Handoff>, Failure> {
     let mut reader = reader(recv, given_up)?;
+    let to_be_sealed = store.clone();
     let taken = tokio::task::spawn_blocking(move || store.take_lane(&mut reader, round, lane, lanes)).await;
+    if matches!(taken, Ok(Ok(true))) {
+        // Beside what the source does next; sealing waits for it, when this was the last round.
+        tokio::task::spawn_blocking(move || to_be_sealed.draft());
+    }
     match taken {
         Ok(Ok(complete)) => Ok(complete.then_some(Handoff::RoundDone { round })),
         Ok(Err(e)) => Err(not_received("memory", &e)),

@@ -15,11 +15,13 @@ use super::memory::Memory;
 use super::work::{Way, Work, failed, totals};
 use crate::memory::page_server::{PageError, PageServer};
 use crate::memory::send::{ImageSender, SendError, Sent};
+use crate::memory::source::{LeftOut, Populated, add_to_images};
 use crate::transport::bulk::BulkWriter;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tranship_proto::bulk::{BulkContent, BulkOpen};
 use tranship_proto::handoff::Totals;
 use tranship_proto::pages::PAGE;
@@ -54,6 +56,13 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
     let way = work.way()?;
     let image_dir = way.image_dir();
     let span = tracing::Span::current();
+    let mut left = LeftOut::default();
+    if let Some(file) = work.dump.as_ref().and_then(Dump::left_out)
+        && let Some(memory) = work.memory.take()
+    {
+        let (memory, left_out) = memory.leave_out(file.to_owned()).await?;
+        (work.memory, left) = (Some(memory), left_out);
+    }
     let Some((images_done, pages)) = work.dump.as_mut().and_then(Dump::go) else {
         return Err(no_images(work).await);
     };
@@ -62,7 +71,7 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
     };
     let copying = match (work.memory.take(), pages) {
         (Some(memory), _) => {
-            tokio::spawn(tracing::Instrument::instrument(fast(way, images, memory, images_done), span))
+            tokio::spawn(tracing::Instrument::instrument(fast(way, images, memory, left, images_done), span))
         }
         (None, Some(pages)) => {
             tokio::spawn(tracing::Instrument::instrument(plain(way, images, pages, images_done), span))
@@ -181,17 +190,33 @@ async fn plain(
     Ok((sent, None, format!("dump {dump_ms} ms, images {} ms", rest.elapsed().as_millis())))
 }
 
+/// Adds to the images what CRIU was not told of.
+async fn add_what_was_left(
+    populated: JoinHandle<std::io::Result<Populated>>,
+    dir: PathBuf,
+) -> Result<(), Failure> {
+    let populated = populated.await.map_err(|e| internal(format!("looking at memory panicked: {e}")))?;
+    let populated = populated.map_err(|e| failed("look at the container's memory", &e, None))?;
+    tokio::task::spawn_blocking(move || add_to_images(&dir, &populated))
+        .await
+        .map_err(|e| internal(format!("the completing of images panicked: {e}")))?
+        .map_err(|e| failed("complete the images", &e, None))
+}
+
 /// The last round beside the dump, the images, and what both have left out.
 async fn fast(
     way: Way,
     images: Images,
     memory: Memory,
+    left: LeftOut,
     images_done: oneshot::Receiver<()>,
 ) -> Result<Copied, NotCopied> {
     let start = Instant::now();
+    let populated = tokio::task::spawn_blocking(move || left.populated());
     let images = async {
         images_done.await.map_err(|_| NotCopied::NoImages)?;
         let dump_ms = start.elapsed().as_millis();
+        add_what_was_left(populated, way.image_dir()).await?;
         let sent = images.rest(way.image_dir()).await?;
         Ok::<_, NotCopied>((sent, dump_ms, start.elapsed().as_millis()))
     };

@@ -5,11 +5,13 @@
 //! ends by itself, with nothing touched. Once let go, it is never killed.
 
 use super::work::{Way, engine_failure, failed};
-use crate::hook::DumpHold;
+use crate::criu::Preload;
+use crate::hook::{DumpHold, DumpMemory};
 use crate::memory::page_server::{Layout, PageServer};
 use crate::runtime::{CheckpointReport, CheckpointRequest, Pages, RuntimeError};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -30,6 +32,7 @@ pub(super) struct Dump {
     images: Option<oneshot::Receiver<()>>,
     // Where memory comes, unless it is left where it is.
     pages: Option<PageServer>,
+    left_out: Option<PathBuf>,
     // Until its end was seen.
     task: Option<JoinHandle<Ended>>,
 }
@@ -37,25 +40,39 @@ pub(super) struct Dump {
 impl Dump {
     /// Starts the runtime and CRIU, which then wait. With `fast`, private memory is left where it is.
     pub(super) fn start(way: &Way, fast: bool) -> Result<Self, Failure> {
-        let socket = |e| failed("make a socket for CRIU", &e, None);
-        let (ours, theirs) = UnixStream::pair().map_err(socket)?;
-        let theirs = rustix::io::fcntl_dupfd_cloexec(theirs, FIRST_FD).map_err(|e| socket(e.into()))?;
-        let hold = way.ctx.engine.hold_dump(way.id, theirs.as_raw_fd());
-        let hold = hold.map_err(|e| engine_failure(&e, Side::Source))?;
-        let (sent_to, server) = if fast {
-            // With our end closed, CRIU waits for nobody who would fetch what it has left out.
-            (Pages::Left(theirs), None)
-        } else {
-            let version = way.ctx.capabilities.criu_version.map(|v| v.to_string()).unwrap_or_default();
-            (Pages::Sent(theirs), Some(PageServer::new(ours, Layout::of_criu(&version))))
+        Self::begin(way, fast, way.ctx.preload.as_ref().filter(|_| fast))
+    }
+
+    fn begin(way: &Way, fast: bool, preload: Option<&Preload>) -> Result<Self, Failure> {
+        let hold =
+            |memory| way.ctx.engine.hold_dump(way.id, memory).map_err(|e| engine_failure(&e, Side::Source));
+        let (hold, pages, server) = match preload {
+            Some(preload) => (hold(DumpMemory::LeftOut(preload))?, Pages::Files, None),
+            None => {
+                let socket = |e| failed("make a socket for CRIU", &e, None);
+                let (ours, theirs) = UnixStream::pair().map_err(socket)?;
+                let theirs =
+                    rustix::io::fcntl_dupfd_cloexec(theirs, FIRST_FD).map_err(|e| socket(e.into()))?;
+                let hold = hold(DumpMemory::Socket(theirs.as_raw_fd()))?;
+                if fast {
+                    // With our end closed, CRIU waits for nobody who would fetch what it has left out.
+                    (hold, Pages::Left(theirs), None)
+                } else {
+                    let version =
+                        way.ctx.capabilities.criu_version.map(|v| v.to_string()).unwrap_or_default();
+                    (hold, Pages::Sent(theirs), Some(PageServer::new(ours, Layout::of_criu(&version))))
+                }
+            }
         };
+        let leave_out = hold.leave_out().cloned();
         let request = CheckpointRequest {
             id: way.name.to_string(),
             image_dir: way.image_dir(),
             work_dir: way.image_dir().join("work"),
             criu_config: hold.config().to_owned(),
+            search_path: leave_out.as_ref().map(|l| l.search_path.clone()),
             tcp_established: true,
-            pages: sent_to,
+            pages,
         };
         let limit = Duration::from_secs(way.ctx.config.limits.phase_timeout_s);
         let (ready_tx, ready) = oneshot::channel();
@@ -71,11 +88,30 @@ impl Dump {
             }
         };
         let task = tokio::spawn(tracing::Instrument::instrument(whole, tracing::Span::current()));
-        Ok(Dump { ready: Some(ready), go: Some(go), images: Some(images), pages: server, task: Some(task) })
+        let (ready, go, images, task) = (Some(ready), Some(go), Some(images), Some(task));
+        Ok(Dump { ready, go, images, pages: server, left_out: leave_out.map(|l| l.file), task })
     }
 
-    /// Waits until CRIU waits. Without that nothing may be frozen for it.
-    pub(super) async fn ready(&mut self) -> Result<(), Failure> {
+    /// File in which CRIU is told what to leave out before it is let go; none when it would not read it.
+    pub(super) fn left_out(&self) -> Option<&Path> {
+        self.left_out.as_deref()
+    }
+
+    /// Waits until CRIU waits. Without that nothing may be frozen for it. A CRIU that should have loaded the
+    /// library and has not would dump all of memory: then one is started that need not.
+    pub(super) async fn ready(&mut self, way: &Way) -> Result<(), Failure> {
+        self.waits().await?;
+        if self.left_out.as_ref().is_some_and(|file| !file.exists()) {
+            tracing::warn!("CRIU has not loaded tranship's library: its dump takes longer");
+            // Called off; why it ended is known.
+            let _ = self.over().await;
+            *self = Self::begin(way, true, None)?;
+            self.waits().await?;
+        }
+        Ok(())
+    }
+
+    async fn waits(&mut self) -> Result<(), Failure> {
         let Some(ready) = self.ready.take() else { return Ok(()) };
         match tokio::time::timeout(START_LIMIT, ready).await {
             Ok(Ok(())) => Ok(()),

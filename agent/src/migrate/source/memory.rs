@@ -5,9 +5,10 @@ use super::work::{Way, bytes, failed};
 use crate::command::{Command, OnAbandon};
 use crate::hook::own_program;
 use crate::memory::source::{
-    PageSink, Plan, RoundError, Rounds, WATCH_SOCKET, lane, watch_pair, watch_receive,
+    LeftOut, PageSink, Plan, RoundError, Rounds, WATCH_SOCKET, lane, watch_pair, watch_receive,
 };
 use crate::transport::bulk::BulkWriter;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tranship_proto::bulk::{BulkContent, BulkOpen, RecordKind};
@@ -50,9 +51,9 @@ pub(super) struct Sent {
 struct Writer(BulkWriter);
 
 impl PageSink for Writer {
-    fn pages(&mut self, batch: &PageBatch, data: &[u8]) -> Result<(), RoundError> {
+    fn pages(&mut self, batch: &PageBatch, data: Vec<u8>) -> Result<(), RoundError> {
         let meta = codec::encode("PageBatch", batch, MAX_META)?;
-        Ok(self.0.record(RecordKind::Pages, &meta, data)?)
+        Ok(self.0.record_owned(RecordKind::Pages, &meta, data)?)
     }
 }
 
@@ -94,6 +95,26 @@ impl Memory {
         let memory = memory.send(way, Arc::new(plan)).await?;
         memory.applied(way).await?;
         Ok((memory, Sent { looked_at, took: start.elapsed() }))
+    }
+
+    /// Tells CRIU, in this file, what of the frozen processes it need not look at; answers the same for
+    /// [`crate::memory::source::add_to_images`]. Nothing when the file cannot be written: CRIU then looks at all.
+    pub(super) async fn leave_out(self, file: PathBuf) -> Result<(Self, LeftOut), Failure> {
+        tokio::task::spawn_blocking(move || {
+            let left = self.rounds.leave_out();
+            let written = std::fs::write(&file, left.text());
+            let left = match written {
+                Ok(()) => left,
+                Err(e) => {
+                    tracing::warn!(error = %e, "CRIU looks at all memory");
+                    let _ = std::fs::remove_file(&file);
+                    LeftOut::default()
+                }
+            };
+            (self, left)
+        })
+        .await
+        .map_err(|e| panicked(&e))
     }
 
     /// Pages that would go if the next round were the last.

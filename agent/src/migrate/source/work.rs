@@ -495,11 +495,12 @@ impl Work {
     }
 
     async fn freeze(&mut self) -> Result<(), Failure> {
+        let way = self.way()?;
         match &mut self.dump {
-            Some(dump) => dump.ready().await?,
+            Some(dump) => dump.ready(&way).await?,
             None => return Err(Failure::new(Reason::Internal, Side::Source, "no dump was started")),
         }
-        self.images = Some(Images::open(&self.way()?).await?);
+        self.images = Some(Images::open(&way).await?);
         // Watched from before the fence, so that the last packet in is seen.
         self.watch = self.ports.first().and_then(|p| PacketWatch::start(p).ok());
         tokio::time::sleep(Duration::from_millis(if self.watch.is_some() { 20 } else { 0 })).await;
