@@ -111,6 +111,17 @@ async fn a_wait_has_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_was_killed_in_its_first_instants_leaves_nothing() {
+    let lab = Lab::new(64);
+    std::fs::create_dir_all(&lab.request.files.dir).unwrap();
+    // It listens before it has a keeper.
+    drop(std::os::unix::net::UnixListener::bind(lab.request.files.socket()).unwrap());
+    assert!(lab.request.files.socket().exists());
+    fill::call_off(&lab.request.files, LIMIT).await.unwrap();
+    lab.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_fill_process_is_refused() {
     let lab = Lab::new(64);
     lab.start().await;

@@ -58,9 +58,16 @@ extern "C" fn loaded() {
 #[unsafe(link_section = ".init_array")]
 static LOADED: extern "C" fn() = loaded;
 
-/// The file is read when it is first needed: it is written after CRIU has started.
-fn left() -> &'static Left {
-    LEFT.get_or_init(|| LEFT_OUT.get().map(|path| Left::read(Path::new(path))).unwrap_or_default())
+/// The file is read when it is needed and says something: CRIU tries the kernel out before the agent writes.
+fn left() -> Option<&'static Left> {
+    let path = Path::new(LEFT_OUT.get()?);
+    if LEFT.get().is_none() {
+        let left = Left::read(path);
+        if left != Left::default() {
+            let _ = LEFT.set(left);
+        }
+    }
+    LEFT.get()
 }
 
 /// The list of ld.so(8) without this library.
@@ -83,7 +90,8 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
     if request == left::PAGEMAP_SCAN && !argument.is_null() {
         // SAFETY: the request's argument is of this type, by linux/fs.h.
         let scan = unsafe { &mut *argument.cast::<left::Scan>() };
-        if let Some(answer) = left().scan(fd, scan, |scan| kernel(std::ptr::from_mut(scan).cast())) {
+        let kernel = |scan: &mut left::Scan| kernel(std::ptr::from_mut(scan).cast());
+        if let Some(answer) = left().and_then(|left| left.scan(fd, scan, kernel)) {
             return answer;
         }
     }

@@ -202,6 +202,8 @@ pub async fn wait(
 /// none, or when its container runs: that one ends by itself.
 pub async fn call_off(files: &FillFiles, limit: Duration) -> Result<(), FillError> {
     let Some(mut stream) = connect(files).await? else {
+        // Killed in its first instants it has nobody who would remove that.
+        files.remove_socket();
         forget(files);
         return Ok(());
     };

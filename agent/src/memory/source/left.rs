@@ -6,12 +6,14 @@
 //! them are added to its images afterwards, by the kernel's own word. What CRIU still sees it dumps.
 //!
 //! Left out is only what CRIU could leave to be filled in later: private mappings that the kernel watches for
-//! this agent, which it does for no special one; none of a process that has locked memory; and not the page
-//! that a stack pointer points into (CRIU's criu/mem.c, `is_stack`).
+//! this agent, which it does for no special one, and those of a process that was forked too late to be watched;
+//! none of a process that has locked memory; and not the page that a stack pointer points into (CRIU's
+//! criu/mem.c, `is_stack`).
 
 use super::scan::{self, PageMap};
 use super::track::merged;
 use crate::memory::pagemap;
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::io;
 use std::ops::Range;
@@ -20,6 +22,9 @@ use tranship_proto::pages::PAGE;
 
 /// Runs of populated pages, by the number of their process in the container.
 pub type Populated = Vec<(u32, Vec<Range<u64>>)>;
+
+/// So much that nobody watches is worth a closer look.
+const MANY_BYTES: u64 = 16 << 20;
 
 #[derive(Debug)]
 struct Process {
@@ -87,26 +92,57 @@ fn ranges(pid: i32) -> io::Result<Vec<Range<u64>>> {
     if has_locked_memory(pid)? {
         return Ok(Vec::new());
     }
-    let map = PageMap::open(pid)?;
-    let mut stacks = None;
-    let mut all = Vec::new();
+    let mut map = PageMap::open(pid)?;
+    let (mut all, mut unwatched) = (Vec::new(), Vec::new());
     for mapping in scan::mappings(pid)? {
-        if !map.is_watched(&mapping)? {
-            continue;
-        }
-        let stacks = match &stacks {
-            Some(stacks) => stacks,
-            None => stacks.insert(stack_pages(pid)?),
-        };
-        let mut at = mapping.start;
-        for page in stacks.iter().filter(|page| mapping.contains(page)) {
+        if map.is_watched(&mapping)? { all.push(mapping) } else { unwatched.push(mapping) }
+    }
+    // A process that was forked since the last round, as a rule.
+    let mut bytes = 0;
+    for mapping in &unwatched {
+        map.populated(mapping, |run, _| bytes += run.end - run.start)?;
+    }
+    if bytes >= MANY_BYTES {
+        let special = special(pid)?;
+        all.extend(unwatched.into_iter().filter(|m| !special.contains(&m.start)));
+        all.sort_unstable_by_key(|r| r.start);
+    }
+    Ok(without(all, &stack_pages(pid)?))
+}
+
+/// Ranges without some pages, which are in order.
+fn without(ranges: Vec<Range<u64>>, pages: &[u64]) -> Vec<Range<u64>> {
+    let mut all = Vec::new();
+    for range in ranges {
+        let mut at = range.start;
+        for page in pages.iter().filter(|page| range.contains(page)) {
             all.push(at..*page);
             at = page + PAGE;
         }
-        all.push(at..mapping.end);
+        all.push(at..range.end);
     }
     all.retain(|r| r.start < r.end);
-    Ok(all)
+    all
+}
+
+/// Starts of mappings that are not just memory (proc_pid_smaps(5), `VmFlags`): locked, droppable, huge pages,
+/// of a device. The kernel looks at every page for this, 10 ms a GiB.
+fn special(pid: i32) -> io::Result<HashSet<u64>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut special = HashSet::new();
+    let mut start = None;
+    for line in text.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let of_another_sort =
+                flags.split_ascii_whitespace().any(|f| ["lo", "dp", "ht", "io", "pf"].contains(&f));
+            special.extend(start.filter(|_| of_another_sort));
+        } else if let Some((address, _)) = line.split_once('-')
+            && let Ok(address) = u64::from_str_radix(address, 16)
+        {
+            start = Some(address);
+        }
+    }
+    Ok(special)
 }
 
 /// proc_pid_status(5), `VmLck`.

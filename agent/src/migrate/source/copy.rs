@@ -60,7 +60,7 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
     if let Some(file) = work.dump.as_ref().and_then(Dump::left_out)
         && let Some(memory) = work.memory.take()
     {
-        let (memory, left_out) = memory.leave_out(file.to_owned()).await?;
+        let (memory, left_out) = memory.leave_out(&way, file.to_owned()).await?;
         (work.memory, left) = (Some(memory), left_out);
     }
     let Some((images_done, pages)) = work.dump.as_mut().and_then(Dump::go) else {

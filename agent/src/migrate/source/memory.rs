@@ -99,7 +99,10 @@ impl Memory {
 
     /// Tells CRIU, in this file, what of the frozen processes it need not look at; answers the same for
     /// [`crate::memory::source::add_to_images`]. Nothing when the file cannot be written: CRIU then looks at all.
-    pub(super) async fn leave_out(self, file: PathBuf) -> Result<(Self, LeftOut), Failure> {
+    pub(super) async fn leave_out(mut self, way: &Way, file: PathBuf) -> Result<(Self, LeftOut), Failure> {
+        let pids = way.processes().await?;
+        // Of the new ones as well.
+        let _ = self.rounds.processes(&pids);
         tokio::task::spawn_blocking(move || {
             let left = self.rounds.leave_out();
             let written = std::fs::write(&file, left.text());
