@@ -59,7 +59,7 @@ extern "C" fn loaded() {
 static LOADED: extern "C" fn() = loaded;
 
 /// The file is read when it is needed and says something: CRIU tries the kernel out before the agent writes.
-fn left() -> Option<&'static Left> {
+fn known() -> Option<&'static Left> {
     let path = Path::new(LEFT_OUT.get()?);
     if LEFT.get().is_none() {
         let left = Left::read(path);
@@ -91,7 +91,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
         // SAFETY: the request's argument is of this type, by linux/fs.h.
         let scan = unsafe { &mut *argument.cast::<left::Scan>() };
         let kernel = |scan: &mut left::Scan| kernel(std::ptr::from_mut(scan).cast());
-        if let Some(answer) = left().and_then(|left| left.scan(fd, scan, kernel)) {
+        if let Some(answer) = known().and_then(|left| left.scan(fd, scan, kernel)) {
             return answer;
         }
     }
