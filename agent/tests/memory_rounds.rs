@@ -452,6 +452,8 @@ fn a_dump_need_not_look_at_what_is_watched() {
         s.subject.tell(&format!("lock {at} 1"));
         std::thread::sleep(std::time::Duration::from_millis(50));
         let text = s.rounds.leave_out().text();
-        assert!(!text.contains(&format!("{pid} ")), "locked memory is CRIU's: {text}");
+        let locked = format!("{pid} {at:x} ");
+        assert!(text.contains(&format!("{pid} {:x} ", at + PAGE)), "the rest is not locked: {text}");
+        assert!(!text.contains(&locked), "locked memory is CRIU's: {text}");
     });
 }

@@ -6,9 +6,8 @@
 //! them are added to its images afterwards, by the kernel's own word. What CRIU still sees it dumps.
 //!
 //! Left out is only what CRIU could leave to be filled in later: private mappings that the kernel watches for
-//! this agent, which it does for no special one, and those of a process that was forked too late to be watched;
-//! none of a process that has locked memory; and not the page that a stack pointer points into (CRIU's
-//! criu/mem.c, `is_stack`).
+//! this agent, which it does for no special one but locked ones, and those of a process that was forked too
+//! late to be watched; but not the page that a stack pointer points into (CRIU's criu/mem.c, `is_stack`).
 
 use super::scan::{self, PageMap};
 use super::track::merged;
@@ -89,9 +88,6 @@ pub fn add_to_images(dir: &Path, populated: &[(u32, Vec<Range<u64>>)]) -> io::Re
 }
 
 fn ranges(pid: i32) -> io::Result<Vec<Range<u64>>> {
-    if has_locked_memory(pid)? {
-        return Ok(Vec::new());
-    }
     let mut map = PageMap::open(pid)?;
     let (mut all, mut unwatched) = (Vec::new(), Vec::new());
     for mapping in scan::mappings(pid)? {
@@ -103,9 +99,12 @@ fn ranges(pid: i32) -> io::Result<Vec<Range<u64>>> {
         map.populated(mapping, |run, _| bytes += run.end - run.start)?;
     }
     if bytes >= MANY_BYTES {
-        let special = special(pid)?;
-        all.extend(unwatched.into_iter().filter(|m| !special.contains(&m.start)));
+        all.extend(unwatched);
         all.sort_unstable_by_key(|r| r.start);
+    }
+    if bytes >= MANY_BYTES || has_locked_memory(pid)? {
+        let special = special(pid)?;
+        all.retain(|m| !special.contains(&m.start));
     }
     Ok(without(all, &stack_pages(pid)?))
 }

@@ -98,26 +98,19 @@ impl Memory {
     }
 
     /// Tells CRIU, in this file, what of the frozen processes it need not look at; answers the same for
-    /// [`crate::memory::source::add_to_images`]. Nothing when the file cannot be written: CRIU then looks at all.
+    /// [`crate::memory::source::add_to_images`].
     pub(super) async fn leave_out(mut self, way: &Way, file: PathBuf) -> Result<(Self, LeftOut), Failure> {
         let pids = way.processes().await?;
         // Of the new ones as well.
         let _ = self.rounds.processes(&pids);
         tokio::task::spawn_blocking(move || {
             let left = self.rounds.leave_out();
+            // One that is cut short would name other pages than are added afterwards.
             let written = std::fs::write(&file, left.text());
-            let left = match written {
-                Ok(()) => left,
-                Err(e) => {
-                    tracing::warn!(error = %e, "CRIU looks at all memory");
-                    let _ = std::fs::remove_file(&file);
-                    LeftOut::default()
-                }
-            };
-            (self, left)
+            written.map_err(|e| failed("tell CRIU what to leave out", &e, None)).map(|()| (self, left))
         })
         .await
-        .map_err(|e| panicked(&e))
+        .map_err(|e| panicked(&e))?
     }
 
     /// Pages that would go if the next round were the last.
