@@ -11,6 +11,7 @@ use crate::engine::{Bare, BareConfig};
 use crate::faults::Faults;
 use crate::hook::{HookServer, own_program};
 use crate::journal::{self, Journal};
+use crate::memory::source::kernel_scans;
 use crate::migrate::registry::Migrations;
 use crate::network::Networks;
 use crate::runtime::{Runc, RuncConfig, Runtime};
@@ -143,10 +144,11 @@ async fn live(config: Config) -> Result<()> {
     for problem in capabilities.obstacles() {
         tracing::warn!(problem, "this host cannot take part in migrations");
     }
-    let preload = own_program().ok().and_then(|program| Preload::find(&program));
+    let preload = own_program().ok().and_then(|program| Preload::find(&program)).filter(|_| kernel_scans());
     if preload.is_none() {
         tracing::info!(
-            "libtranship_preload.so is not beside transhipd: containers are frozen longer, by their memory"
+            "containers are frozen the longer the more memory they have: less of that takes Linux 6.7, and \
+             libtranship_preload.so beside transhipd or in /usr/local/lib/tranship"
         );
     }
     let endpoint = Endpoint::bind(&config)?;

@@ -5,14 +5,16 @@
 //!
 //! There are no expected connections without a tracked one that expects them.
 
+use nix::libc;
+
 /// Bytes of the question: `struct nlmsghdr` and `struct nfgenmsg`.
 pub const REQUEST: usize = 20;
-const CT_GET: u16 = 1 << 8 | 1;
-const EXP_GET: u16 = 2 << 8 | 1;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_NOOP: u16 = 1;
+/// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_EXP_GET` are 1.
+const CT_GET: u16 = (libc::NFNL_SUBSYS_CTNETLINK << 8 | 1) as u16;
+const EXP_GET: u16 = (libc::NFNL_SUBSYS_CTNETLINK_EXP << 8 | 1) as u16;
+const ASKS: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+const WANTS_ANSWER: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+const NOOP: u16 = libc::NLMSG_NOOP as u16;
 
 /// Tracked connections of this network namespace (nf_conntrack-sysctl, `nf_conntrack_count`).
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
@@ -32,11 +34,11 @@ fn asks(request: &[u8]) -> bool {
     request.len() == REQUEST
         && request.get(..4) == Some(&20u32.to_ne_bytes())
         && matches!(word(request, 4), Some(CT_GET | EXP_GET))
-        && word(request, 6) == Some(NLM_F_DUMP | NLM_F_REQUEST)
+        && word(request, 6) == Some(ASKS)
 }
 
 fn answer_at_once(request: &mut [u8]) {
-    let words = [NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK].map(u16::to_ne_bytes);
+    let words = [NOOP, WANTS_ANSWER].map(u16::to_ne_bytes);
     for (to, from) in request.iter_mut().skip(4).zip(words.as_flattened()) {
         *to = *from;
     }
@@ -80,9 +82,8 @@ mod tests {
         send(socket.as_raw_fd(), &request, MsgFlags::empty()).unwrap();
         let mut answer = [0; 256];
         let got = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
-        const NLMSG_ERROR: u16 = 2;
         assert!(got >= 20);
-        assert_eq!(word(&answer, 4), Some(NLMSG_ERROR));
+        assert_eq!(word(&answer, 4), Some(libc::NLMSG_ERROR as u16));
         assert_eq!(answer[16..20], [0; 4], "no error");
     }
 }

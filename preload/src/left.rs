@@ -3,6 +3,7 @@
 //! The agent writes a file with one line for each range, `PID START END`, decimal and hexadecimal, in the
 //! order of addresses. It adds what CRIU was not told to the images afterwards, by the kernel's own word.
 
+use linux_raw_sys::general::{page_region, pm_scan_arg};
 use nix::libc::{c_int, c_ulong};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,24 +11,6 @@ use std::path::Path;
 
 /// The request's number.
 pub const PAGEMAP_SCAN: c_ulong = 0xc060_6610;
-/// Bytes of an answered region.
-const REGION: u64 = 24;
-
-/// `struct pm_scan_arg`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Scan {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    masks: [u64; 4],
-}
-
 /// What is left out, by process.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Left(HashMap<u32, Vec<Range<u64>>>);
@@ -57,7 +40,12 @@ impl Left {
     }
 
     /// Answers a scan of the page map behind `fd` with the help of the kernel's, where something is left out.
-    pub fn scan(&self, fd: c_int, scan: &mut Scan, kernel: impl FnMut(&mut Scan) -> c_int) -> Option<c_int> {
+    pub fn scan(
+        &self,
+        fd: c_int,
+        scan: &mut pm_scan_arg,
+        kernel: impl FnMut(&mut pm_scan_arg) -> c_int,
+    ) -> Option<c_int> {
         let ranges = self.0.get(&process(fd)?)?;
         without(ranges, scan, kernel)
     }
@@ -72,8 +60,8 @@ fn process(fd: c_int) -> Option<u32> {
 /// Scans what lies between the ranges. `None` when none of them is touched, or the scan does more than look.
 fn without(
     ranges: &[Range<u64>],
-    scan: &mut Scan,
-    mut kernel: impl FnMut(&mut Scan) -> c_int,
+    scan: &mut pm_scan_arg,
+    mut kernel: impl FnMut(&mut pm_scan_arg) -> c_int,
 ) -> Option<c_int> {
     let first = ranges.partition_point(|r| r.end <= scan.start);
     let touched = ranges.get(first..)?.iter().take_while(|r| r.start < scan.end);
@@ -90,10 +78,10 @@ fn without(
             if room == 0 {
                 break;
             }
-            let mut part = Scan {
+            let mut part = pm_scan_arg {
                 start: at,
                 end: stop.start,
-                vec: whole.vec + regions * REGION,
+                vec: whole.vec + regions * size_of::<page_region>() as u64,
                 vec_len: room,
                 ..whole
             };
@@ -115,8 +103,25 @@ fn without(
 mod tests {
     use super::*;
 
+    fn asks(range: Range<u64>, room: u64) -> pm_scan_arg {
+        pm_scan_arg {
+            size: 0,
+            flags: 0,
+            start: range.start << 12,
+            end: range.end << 12,
+            walk_end: 0,
+            vec: 0,
+            vec_len: room,
+            max_pages: 0,
+            category_inverted: 0,
+            category_mask: 0,
+            category_anyof_mask: 0,
+            return_mask: 0,
+        }
+    }
+
     /// A kernel with a region for each page that is even, as many as there is room for.
-    fn even(scan: &mut Scan) -> c_int {
+    fn even(scan: &mut pm_scan_arg) -> c_int {
         let mut count = 0;
         let mut at = scan.start;
         while at < scan.end {
@@ -133,8 +138,7 @@ mod tests {
     }
 
     fn look(ranges: &[Range<u64>], pages: Range<u64>, room: u64) -> Option<(c_int, u64)> {
-        let mut scan =
-            Scan { start: pages.start << 12, end: pages.end << 12, vec_len: room, ..Scan::default() };
+        let mut scan = asks(pages, room);
         let answer = without(ranges, &mut scan, even)?;
         Some((answer, scan.walk_end >> 12))
     }
@@ -167,15 +171,15 @@ mod tests {
 
     #[test]
     fn an_error_is_passed_on() {
-        let mut scan = Scan { start: 0, end: 40 << 12, vec_len: 10, ..Scan::default() };
+        let mut scan = asks(0..40, 10);
         assert_eq!(without(&pages(&[(1, 2)]), &mut scan, |_| -1), Some(-1));
     }
 
     #[test]
     fn scans_that_change_something_are_the_kernels() {
         let ranges = pages(&[(0, 40)]);
-        for scan in [Scan { flags: 1, ..Scan::default() }, Scan { max_pages: 1, ..Scan::default() }] {
-            let mut scan = Scan { end: 10 << 12, vec_len: 10, ..scan };
+        let scan = asks(0..10, 10);
+        for mut scan in [pm_scan_arg { flags: 1, ..scan }, pm_scan_arg { max_pages: 1, ..scan }] {
             assert_eq!(without(&ranges, &mut scan, even), None);
         }
     }

@@ -21,6 +21,7 @@ pub mod left;
 pub mod request;
 
 use left::Left;
+use linux_raw_sys::general::pm_scan_arg;
 use nix::libc::{self, c_int, c_ulong, c_void, msghdr, size_t, ssize_t};
 use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt;
@@ -89,8 +90,8 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
     };
     if request == left::PAGEMAP_SCAN && !argument.is_null() {
         // SAFETY: the request's argument is of this type, by linux/fs.h.
-        let scan = unsafe { &mut *argument.cast::<left::Scan>() };
-        let kernel = |scan: &mut left::Scan| kernel(std::ptr::from_mut(scan).cast());
+        let scan = unsafe { &mut *argument.cast::<pm_scan_arg>() };
+        let kernel = |scan: &mut pm_scan_arg| kernel(std::ptr::from_mut(scan).cast());
         if let Some(answer) = known().and_then(|left| left.scan(fd, scan, kernel)) {
             return answer;
         }

@@ -123,7 +123,7 @@ impl HookFiles {
             DumpMemory::Socket(number) => (Some(number), None),
             DumpMemory::LeftOut(preload) => {
                 let left_out = self.dir.join("left-out");
-                let programs = self.write_criu(&loaded_criu(preload, &left_out)?)?;
+                let programs = self.write_criu(&loaded_criu(preload, &left_out, &real_criu()?)?)?;
                 (None, Some(LeaveOut { file: left_out, search_path: search_path(&programs) }))
             }
         };
@@ -191,13 +191,13 @@ fn real_criu() -> io::Result<PathBuf> {
     find("criu").ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "criu is not installed"))
 }
 
-fn loaded_criu(preload: &Preload, left_out: &Path) -> io::Result<String> {
+fn loaded_criu(preload: &Preload, left_out: &Path, criu: &Path) -> io::Result<String> {
     let mut text =
         "#!/bin/sh\n# Called by the runtime in place of criu; loads tranship's library into it.\n".to_owned();
     for (name, value) in preload.environment(Some(left_out)) {
         text.push_str(&format!("export {name}={}\n", quote(Path::new(&value))?));
     }
-    text.push_str(&format!("PATH={CHILD_PATH}\nexec {} \"$@\"\n", quote(&real_criu()?)?));
+    text.push_str(&format!("PATH={CHILD_PATH}\nexec {} \"$@\"\n", quote(criu)?));
     Ok(text)
 }
 
@@ -282,16 +282,22 @@ mod tests {
         assert!(!run("pre-dump") && !run("post-dump"));
     }
 
-    #[tokio::test]
-    async fn a_dump_that_leaves_memory_out_has_a_criu_of_its_own() {
+    #[test]
+    fn a_dump_that_leaves_memory_out_has_a_criu_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("libtranship_preload.so"), "").unwrap();
         let preload = Preload::find(&dir.path().join("transhipd")).unwrap();
-        let text = loaded_criu(&preload, Path::new("/run/left-out"));
-        // Without CRIU on this machine there is nothing to load it into.
-        let Ok(text) = text else { return };
-        assert!(text.contains("export TRANSHIP_LEFT_OUT='/run/left-out'\n"), "{text}");
-        assert!(text.lines().last().unwrap().starts_with("exec '/"), "{text}");
+        // In place of CRIU, one that says what it finds.
+        let text = loaded_criu(&preload, Path::new("/run/left-out"), Path::new("/usr/bin/printenv")).unwrap();
+        let script = dir.path().join("criu");
+        write_script(&script, &text).unwrap();
+        let run = |name: &str| {
+            let output = std::process::Command::new("/bin/sh").arg(&script).arg(name).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(run("TRANSHIP_LEFT_OUT"), "/run/left-out\n");
+        assert_eq!(run("LD_PRELOAD"), format!("{}/libtranship_preload.so\n", dir.path().display()));
+        assert_eq!(run("PATH"), format!("{CHILD_PATH}\n"));
     }
 
     #[test]

@@ -113,7 +113,8 @@ pub async fn probe(
 }
 
 /// Addresses of a captured container that anyone but itself answers for. Takes at most `timeout` for each
-/// batch of 32 addresses, and less where the container answers itself. IPv6 link-local addresses are among those asked for, loopback ones are not.
+/// batch of 32 addresses, and less where the container answers itself. IPv6 link-local addresses are among
+/// those asked for, loopback ones are not.
 ///
 /// # Errors
 /// When this host lacks a network or cannot ask.

@@ -127,7 +127,9 @@ fn without(ranges: Vec<Range<u64>>, pages: &[u64]) -> Vec<Range<u64>> {
 /// Starts of mappings that are not just memory (proc_pid_smaps(5), `VmFlags`): locked, droppable, huge pages,
 /// of a device. The kernel looks at every page for this, 10 ms a GiB.
 fn special(pid: i32) -> io::Result<HashSet<u64>> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    // Names of files in it are the container's.
+    let text = std::fs::read(format!("/proc/{pid}/smaps"))?;
+    let text = String::from_utf8_lossy(&text);
     let mut special = HashSet::new();
     let mut start = None;
     for line in text.lines() {

@@ -18,4 +18,5 @@ mod watch;
 pub use book::Full;
 pub use left::{LeftOut, Populated, add_to_images};
 pub use round::{PageSink, Plan, RoundError, Rounds, lane};
+pub use scan::kernel_scans;
 pub use watch::{SOCKET as WATCH_SOCKET, pair as watch_pair, receive as watch_receive, watch_main};

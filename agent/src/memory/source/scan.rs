@@ -4,6 +4,7 @@
 //! Where the kernel has it (Linux 6.7), the `PAGEMAP_SCAN` ioctl answers in runs, skips empty page
 //! tables and knows about write protection; else the page map is read, eight bytes a page.
 
+use linux_raw_sys::general::{self, page_region, pm_scan_arg};
 use nix::libc;
 use std::fs::File;
 use std::io;
@@ -13,46 +14,37 @@ use std::os::unix::fs::FileExt;
 use tranship_proto::pages::PAGE;
 
 /// The page can be written without a trace unless this is set: its mapping is watched.
-pub const WATCHED: u64 = 1;
+pub const WATCHED: u64 = general::PAGE_IS_WPALLOWED as u64;
 /// It was written since it was protected.
-pub const WRITTEN: u64 = 1 << 1;
-const PRESENT: u64 = 1 << 3;
-const SWAPPED: u64 = 1 << 4;
+pub const WRITTEN: u64 = general::PAGE_IS_WRITTEN as u64;
+const POPULATED: u64 = (general::PAGE_IS_PRESENT | general::PAGE_IS_SWAPPED) as u64;
 /// A guard page (madvise(2), `MADV_GUARD_INSTALL`): no memory, and counted as swapped.
-const GUARD: u64 = 1 << 8;
+const GUARD: u64 = general::PAGE_IS_GUARD as u64;
 /// Protect what matches, atomically with the answer.
-const PROTECT: u64 = 1;
+const PROTECT: u64 = general::PM_SCAN_WP_MATCHING as u64;
 /// Runs that one call answers.
 const RUNS: usize = 1024;
+const NO_RUN: page_region = page_region { start: 0, end: 0, categories: 0 };
 
-/// `struct page_region` of linux/fs.h.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-struct PageRegion {
-    start: u64,
-    end: u64,
-    categories: u64,
+/// Looks at a range, for answers in `runs`: no category is asked for yet.
+fn look(range: &Range<u64>, runs: &mut [page_region]) -> pm_scan_arg {
+    pm_scan_arg {
+        size: size_of::<pm_scan_arg>() as u64,
+        flags: 0,
+        start: range.start,
+        end: range.end,
+        walk_end: 0,
+        vec: runs.as_mut_ptr() as u64,
+        vec_len: runs.len() as u64,
+        max_pages: 0,
+        category_inverted: 0,
+        category_mask: 0,
+        category_anyof_mask: 0,
+        return_mask: WATCHED | WRITTEN,
+    }
 }
 
-/// `struct pm_scan_arg` of linux/fs.h.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct ScanArgument {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-nix::ioctl_readwrite!(pagemap_scan, b'f', 16, ScanArgument);
+nix::ioctl_readwrite!(pagemap_scan, b'f', 16, pm_scan_arg);
 
 /// Addresses that are mapped private and without a file: what CRIU can leave to be filled later.
 /// Locked mappings are among them, though CRIU does not: that costs their transfer and no more.
@@ -79,12 +71,20 @@ fn private_anonymous(line: &[u8]) -> Option<Range<u64>> {
     (private && anonymous && !special && range.start < range.end).then_some(range)
 }
 
+/// Whether the kernel has `PAGEMAP_SCAN`; CRIU uses it then as well.
+pub fn kernel_scans() -> bool {
+    let map = PageMap::open(std::process::id().cast_signed());
+    // SAFETY: an argument that asks for nothing.
+    let asked = |map: PageMap| unsafe { pagemap_scan(map.file.as_raw_fd(), &mut look(&(0..PAGE), &mut [])) };
+    map.is_ok_and(|map| asked(map).is_ok())
+}
+
 /// The page map of one address space. It stays that of the address space which the process had when
 /// it was opened: after an `execve` it has to be opened again.
 #[derive(Debug)]
 pub struct PageMap {
     file: File,
-    runs: Vec<PageRegion>,
+    runs: Vec<page_region>,
     /// [`GUARD`], where the kernel knows it (Linux 6.15).
     guard: u64,
 }
@@ -93,7 +93,7 @@ impl PageMap {
     /// Of a process.
     pub fn open(pid: i32) -> io::Result<Self> {
         let file = File::open(format!("/proc/{pid}/pagemap"))?;
-        Ok(Self { file, runs: vec![PageRegion::default(); RUNS], guard: GUARD })
+        Ok(Self { file, runs: vec![NO_RUN; RUNS], guard: GUARD })
     }
 
     /// Calls `each` with the populated runs of a range and what is known of them ([`WATCHED`], [`WRITTEN`]).
@@ -116,18 +116,8 @@ impl PageMap {
 
     /// Whether a mapping is watched; never on a kernel without `PAGEMAP_SCAN`.
     pub fn is_watched(&self, mapping: &Range<u64>) -> io::Result<bool> {
-        let mut region = PageRegion::default();
-        let mut argument = ScanArgument {
-            size: size_of::<ScanArgument>() as u64,
-            start: mapping.start,
-            end: mapping.end,
-            vec: std::ptr::from_mut(&mut region) as u64,
-            vec_len: 1,
-            max_pages: 1,
-            category_mask: WATCHED,
-            return_mask: WATCHED,
-            ..ScanArgument::default()
-        };
+        let mut run = [NO_RUN];
+        let mut argument = pm_scan_arg { max_pages: 1, category_mask: WATCHED, ..look(mapping, &mut run) };
         // SAFETY: the argument and the region that it names are alive.
         match unsafe { pagemap_scan(self.file.as_raw_fd(), &mut argument) } {
             Ok(count) => Ok(count > 0),
@@ -145,20 +135,14 @@ impl PageMap {
     ) -> io::Result<()> {
         let mut start = range.start;
         while start < range.end {
-            let mut argument = ScanArgument {
-                size: size_of::<ScanArgument>() as u64,
+            let mut argument = pm_scan_arg {
                 flags,
-                start,
-                end: range.end,
-                vec: self.runs.as_mut_ptr() as u64,
-                vec_len: RUNS as u64,
                 category_inverted: self.guard,
                 category_mask: all_of | self.guard,
                 // Never the empty entries: protecting one would make a marker that CRIU takes for a
                 // page in swap.
-                category_anyof_mask: PRESENT | SWAPPED,
-                return_mask: WATCHED | WRITTEN,
-                ..ScanArgument::default()
+                category_anyof_mask: POPULATED,
+                ..look(&(start..range.end), &mut self.runs)
             };
             // SAFETY: the argument and the vector that it names are alive and as long as they say.
             let count = match unsafe { pagemap_scan(self.file.as_raw_fd(), &mut argument) } {
@@ -180,7 +164,7 @@ impl PageMap {
     }
 
     fn read(&self, range: &Range<u64>, each: &mut impl FnMut(Range<u64>, u64)) -> io::Result<()> {
-        const POPULATED: u64 = 0b11 << 62;
+        const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
         let mut entries = vec![0; 8 * RUNS];
         let mut open: Option<Range<u64>> = None;
         let mut at = range.start;
@@ -193,8 +177,8 @@ impl PageMap {
             for entry in entries[..8 * got].chunks_exact(8) {
                 let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
                 match &mut open {
-                    Some(run) if entry & POPULATED != 0 => run.end = at + PAGE,
-                    None if entry & POPULATED != 0 => open = Some(at..at + PAGE),
+                    Some(run) if entry & PRESENT_OR_SWAPPED != 0 => run.end = at + PAGE,
+                    None if entry & PRESENT_OR_SWAPPED != 0 => open = Some(at..at + PAGE),
                     _ => open.take().into_iter().for_each(|run| each(run, 0)),
                 }
                 at += PAGE;
@@ -225,6 +209,13 @@ mod tests {
         ] {
             assert_eq!(private_anonymous(line.as_bytes()), want, "{line}");
         }
+    }
+
+    #[test]
+    fn a_kernel_that_scans_is_known() {
+        let scanned =
+            PageMap::open(std::process::id().cast_signed()).unwrap().scan(&(0..PAGE), 0, 0, &mut |_, _| {});
+        assert_eq!(kernel_scans(), scanned.is_ok());
     }
 
     #[test]

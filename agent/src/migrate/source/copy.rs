@@ -197,10 +197,11 @@ async fn add_what_was_left(
 ) -> Result<(), Failure> {
     let populated = populated.await.map_err(|e| internal(format!("looking at memory panicked: {e}")))?;
     let populated = populated.map_err(|e| failed("look at the container's memory", &e, None))?;
+    let what = format!("complete the page maps in {}", dir.display());
     tokio::task::spawn_blocking(move || add_to_images(&dir, &populated))
         .await
         .map_err(|e| internal(format!("the completing of images panicked: {e}")))?
-        .map_err(|e| failed("complete the images", &e, None))
+        .map_err(|e| failed(&what, &e, None))
 }
 
 /// The last round beside the dump, the images, and what both have left out.

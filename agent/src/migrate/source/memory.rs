@@ -107,7 +107,8 @@ impl Memory {
             let left = self.rounds.leave_out();
             // One that is cut short would name other pages than are added afterwards.
             let written = std::fs::write(&file, left.text());
-            written.map_err(|e| failed("tell CRIU what to leave out", &e, None)).map(|()| (self, left))
+            let what = format!("tell CRIU in {} what to leave out", file.display());
+            written.map_err(|e| failed(&what, &e, None)).map(|()| (self, left))
         })
         .await
         .map_err(|e| panicked(&e))?
