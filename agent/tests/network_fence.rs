@@ -214,6 +214,25 @@ fn announcement_reaches_another_container() {
     });
 }
 
+/// One in 64 containers gets such an address by chance.
+#[test]
+fn a_container_with_a_high_address_is_reached() {
+    on_host(|host| async move {
+        let c = name("web");
+        let mut link = request("eth0", "lan", &["10.77.1.5/16"]);
+        link.mac = Some("fe:00:00:00:00:05".parse().unwrap());
+        let (ns, ports) = container(&host, &c, &[link]).await;
+        let listener = in_ns(&ns, || std::net::TcpListener::bind("10.77.1.5:7001").unwrap()).join().unwrap();
+        let to = "10.77.1.5:7001".parse().unwrap();
+        std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+        drop(listener);
+        let taken = capture(&ns, &c, &host.networks).await.unwrap();
+        let hold = PacketHold::prepare(&c, &taken, &host.networks, HoldLimits::default()).await.unwrap();
+        hold.discard().await;
+        destroy(&ns, &c, &ports).await.unwrap();
+    });
+}
+
 #[test]
 fn what_cannot_be_carried_is_refused_before() {
     on_host(|host| async move {

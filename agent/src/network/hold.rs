@@ -142,10 +142,7 @@ impl PacketHold {
             let port = Port::of(container, &l.name);
             let name = device_of(&port);
             let tap = Tap::make(&name, mac).attempt("make TAP device", &name)?;
-            let mut outer = mac;
-            // Other than the address of the container's port, which differs in this byte, too.
-            outer.0[0] = 0xfe;
-            outer.0[5] ^= 0xff;
+            let outer = link::outer_mac(mac, link::Outer::Hold);
             let alias = format!("tranship-hold:{container}:{}", l.name);
             let index = switch::attach(&mut host, &name, outer, &bridge, alias).await?;
             let addresses = l.addrs.iter().map(|a| a.ip).collect();

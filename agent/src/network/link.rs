@@ -246,6 +246,29 @@ async fn create_with_unlike_indices(
     Err(io::Error::other("its ends always get the same index")).attempt("make link", end.name)
 }
 
+/// Which device on the host stands for a container's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outer {
+    /// The host end of the link.
+    Port,
+    /// The device of a packet hold.
+    Hold,
+}
+
+/// The MAC of a device in a bridge that stands for a link with `mac`: never that one, for a bridge
+/// keeps frames for its ports' own addresses to itself, and high, for it takes the lowest one among
+/// its ports for its own (`br_stp_recalculate_bridge_id`).
+pub(super) fn outer_mac(mac: Mac, device: Outer) -> Mac {
+    let mut outer = mac.0;
+    outer[0] = 0xfe;
+    // What the first byte alone does not tell apart: one container in 64 has it by chance.
+    outer[5] ^= match device {
+        Outer::Port => 0x55,
+        Outer::Hold => 0xaa,
+    };
+    Mac(outer)
+}
+
 /// Makes a pair: one end in the container, down; the other in the host's bridge, down.
 ///
 /// It is made from inside, for only then does the kernel honour the index wanted
@@ -258,12 +281,9 @@ pub(super) async fn create_pair(
     port: &PortSpec<'_>,
 ) -> Result<(), NetworkError> {
     let mut peer = named(port.name);
-    // A bridge takes the lowest MAC among its ports for its own: a high one never becomes that.
-    let mut mac = end.mac.0;
-    mac[0] = 0xfe;
     // Neither lowers the bridge's MTU nor drops what the container may send.
     let mtu = end.mtu.max(port.bridge.mtu);
-    peer.attributes.push(LinkAttribute::Address(mac.to_vec()));
+    peer.attributes.push(LinkAttribute::Address(outer_mac(end.mac, Outer::Port).0.to_vec()));
     peer.attributes.push(LinkAttribute::Mtu(mtu));
     peer.attributes.push(LinkAttribute::NetNsFd(host_ns.fd().as_raw_fd()));
     create_with_unlike_indices(inside, host, end, port.name, peer).await?;
