@@ -6,6 +6,7 @@
 //! source. The remaining images are small; they follow when the dump has ended. What the
 //! container's files look like on disk is not known here.
 
+pub mod early;
 pub mod fill;
 pub mod map;
 pub mod page_server;

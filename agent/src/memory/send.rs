@@ -5,6 +5,7 @@
 //! BLAKE3 digest, the whole with counts: a cut stream cannot look complete.
 
 use crate::transport::bulk::{BulkError, BulkWriter};
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -69,7 +70,7 @@ pub struct ImageSender {
     slots: u16,
     sent: Sent,
     // Files of the directory that went ahead of it.
-    ahead: Vec<OsString>,
+    ahead: HashSet<OsString>,
     // Of a file that has ended: to make one anew for each of fifty files takes longer than to send them.
     spare: Option<Box<[u8]>>,
 }
@@ -77,7 +78,7 @@ pub struct ImageSender {
 impl ImageSender {
     /// Over this writer.
     pub fn new(writer: BulkWriter) -> Self {
-        Self { writer, slots: 0, sent: Sent::default(), ahead: Vec::new(), spare: None }
+        Self { writer, slots: 0, sent: Sent::default(), ahead: HashSet::new(), spare: None }
     }
 
     /// Begins a file.
@@ -171,10 +172,15 @@ impl ImageSender {
         Ok(())
     }
 
-    /// Sends one file of a directory, which is left out when the directory is sent.
+    /// Sends one file of a directory, which is left out when the directory is sent. What comes twice is sent
+    /// once.
     pub fn ahead(&mut self, dir: &Path, name: &str) -> Result<(), SendError> {
-        self.ahead.push(name.into());
-        self.file(&dir.join(name), name)
+        if self.ahead.insert(name.into()) { self.file(&dir.join(name), name) } else { Ok(()) }
+    }
+
+    /// Hands on what small records have gathered, for whoever waits for one of them.
+    pub fn push(&mut self) -> Result<(), SendError> {
+        Ok(self.writer.push()?)
     }
 
     fn file(&mut self, path: &Path, name: &str) -> Result<(), SendError> {

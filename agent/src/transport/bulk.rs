@@ -9,6 +9,7 @@
 
 use super::endpoint::Connection;
 use super::framing::{FrameError, read_message};
+use super::incoming::{Incoming, RawRecord};
 pub use super::meter::Meter;
 use super::squeeze::{Drain, DrainMeter, Squeeze};
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
-use tranship_proto::bulk::{BulkOpen, MAX_DATA, RECORD_HEADER_LEN, RecordHeader, RecordKind};
+use tranship_proto::bulk::{BulkOpen, MAX_DATA, RecordHeader, RecordKind};
 use tranship_proto::error::WireError;
 use tranship_proto::registry::Message;
 
@@ -26,6 +27,10 @@ use tranship_proto::registry::Message;
 const QUEUE: usize = 8;
 /// Data that is copied behind its header rather than queued by itself.
 const SHORT: usize = 8 << 10;
+/// Short records that are queued together, in bytes: waking the pump costs more than one of them does.
+const TOGETHER: usize = 32 << 10;
+/// Pieces of a stream, each what one packet had of it, that are taken from the transport at once.
+const PIECES: usize = 32;
 /// Most bytes that take their turn under a cap together.
 const SLICE: usize = 64 << 10;
 
@@ -60,6 +65,8 @@ enum Item {
 /// Writes records; blocking.
 pub struct BulkWriter {
     queue: mpsc::Sender<Item>,
+    // Records that wait for company.
+    short: Vec<u8>,
     squeeze: Squeeze,
     drain: Arc<Drain>,
     meter: Arc<Meter>,
@@ -96,10 +103,11 @@ impl BulkWriter {
         tokio::spawn(async move {
             let _ = done.send(pump.await);
         });
-        Ok((Self { queue, squeeze: Squeeze::new(), drain, meter }, delivery))
+        Ok((Self { queue, short: Vec::new(), squeeze: Squeeze::new(), drain, meter }, delivery))
     }
 
-    /// Sends one record. Blocks while the queue is full, until the stream is given up.
+    /// Sends one record; a short one with those that follow, or at the next [`Self::push`]. Blocks while the
+    /// queue is full, until the stream is given up.
     ///
     /// # Errors
     /// [`BulkError::GivenUp`], or [`BulkError::Stream`] when the stream has failed; the
@@ -139,30 +147,42 @@ impl BulkWriter {
             raw_len: length(raw_len)?,
             wire_len: length(wire.len())?,
         };
-        let short = wire.len() <= SHORT;
-        let room = RECORD_HEADER_LEN + meta.len() + if short { wire.len() } else { 0 };
-        let mut out = Vec::with_capacity(room);
-        out.extend_from_slice(&header.to_bytes());
-        out.extend_from_slice(meta);
-        let all = out.len() + wire.len();
+        let head = header.to_bytes();
+        let all = head.len() + meta.len() + wire.len();
         self.meter.read.fetch_add(raw_len as u64, Ordering::Relaxed);
         self.meter.sent.fetch_add(all as u64, Ordering::Relaxed);
-        if short {
-            out.extend_from_slice(&wire);
-            self.put(Item::Chunk(out.into()))?;
+        self.short.extend_from_slice(&head);
+        self.short.extend_from_slice(meta);
+        if wire.len() <= SHORT {
+            self.short.extend_from_slice(&wire);
+            if self.short.len() >= TOGETHER {
+                self.push()?;
+            }
         } else {
-            self.put(Item::Chunk(out.into()))?;
+            self.push()?;
             self.put(Item::Chunk(wire))?;
         }
         self.squeeze.left();
         Ok(())
     }
 
+    /// Hands short records on, which wait for company otherwise.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub fn push(&mut self) -> Result<(), BulkError> {
+        match std::mem::take(&mut self.short) {
+            short if short.is_empty() => Ok(()),
+            short => self.put(Item::Chunk(short.into())),
+        }
+    }
+
     /// Ends the stream well.
     ///
     /// # Errors
     /// As [`Self::record`].
-    pub fn finish(self) -> Result<(), BulkError> {
+    pub fn finish(mut self) -> Result<(), BulkError> {
+        self.push()?;
         self.put(Item::Finish)
     }
 
@@ -223,13 +243,6 @@ async fn write_out(
     }
 }
 
-/// A record as it came, its data still packed.
-struct RawRecord {
-    header: RecordHeader,
-    meta: Vec<u8>,
-    wire: Vec<u8>,
-}
-
 /// A record, its data unpacked.
 #[derive(Debug)]
 pub struct Record {
@@ -243,7 +256,9 @@ pub struct Record {
 
 /// Reads records; the network half runs as a task, the rest blocks.
 pub struct BulkReader {
-    queue: mpsc::Receiver<Result<RawRecord, BulkError>>,
+    queue: mpsc::Receiver<Result<Vec<RawRecord>, BulkError>>,
+    // Of the queue's last item.
+    came: std::vec::IntoIter<RawRecord>,
     given_up: watch::Receiver<bool>,
     unpacker: zstd::bulk::Decompressor<'static>,
     records: u64,
@@ -263,7 +278,13 @@ impl BulkReader {
     pub fn start(recv: RecvStream, given_up: watch::Receiver<bool>) -> std::io::Result<Self> {
         let (tx, queue) = mpsc::channel(QUEUE);
         tokio::spawn(pump_in(recv, tx, given_up.clone()));
-        Ok(Self { queue, given_up, unpacker: zstd::bulk::Decompressor::new()?, records: 0 })
+        Ok(Self {
+            queue,
+            came: Vec::new().into_iter(),
+            given_up,
+            unpacker: zstd::bulk::Decompressor::new()?,
+            records: 0,
+        })
     }
 
     /// The next record with its data unpacked, or `None` at the end of the stream. Blocks.
@@ -274,12 +295,17 @@ impl BulkReader {
         if *self.given_up.borrow() {
             return Err(BulkError::GivenUp);
         }
-        let item = match self.queue.blocking_recv() {
-            Some(item) => item,
-            None if *self.given_up.borrow() => return Err(BulkError::GivenUp),
-            None => return Ok(None),
+        let raw = match self.came.next() {
+            Some(raw) => raw,
+            None => match self.queue.blocking_recv() {
+                Some(came) => {
+                    self.came = came?.into_iter();
+                    return self.read();
+                }
+                None if *self.given_up.borrow() => return Err(BulkError::GivenUp),
+                None => return Ok(None),
+            },
         };
-        let raw = item?;
         self.records += 1;
         let data = if raw.header.zstd { self.unpack(&raw)? } else { raw.wire };
         Ok(Some(Record { kind: raw.header.kind, meta: raw.meta, data }))
@@ -308,7 +334,7 @@ impl BulkReader {
 /// Moves records from the stream to the queue until the end, a failure, or the word to give up.
 async fn pump_in(
     mut recv: RecvStream,
-    queue: mpsc::Sender<Result<RawRecord, BulkError>>,
+    queue: mpsc::Sender<Result<Vec<RawRecord>, BulkError>>,
     mut given_up: watch::Receiver<bool>,
 ) {
     let ended = tokio::select! {
@@ -322,10 +348,13 @@ async fn pump_in(
 }
 
 /// Whether the stream was read to its end.
-async fn read_in(recv: &mut RecvStream, queue: &mpsc::Sender<Result<RawRecord, BulkError>>) -> bool {
+async fn read_in(recv: &mut RecvStream, queue: &mpsc::Sender<Result<Vec<RawRecord>, BulkError>>) -> bool {
+    let mut incoming = Incoming::default();
+    let mut pieces = [const { Bytes::new() }; PIECES];
     loop {
-        let (item, last) = match read_record(recv).await {
-            Ok(Some(record)) => (Ok(record), false),
+        let (item, last) = match read_pieces(recv, &mut incoming, &mut pieces).await {
+            Ok(Some(whole)) if whole.is_empty() => continue,
+            Ok(Some(whole)) => (Ok(whole), false),
             Ok(None) => return true,
             // The peer says why over the link. Reported here, its failure would come back to it as one of
             // this side's, and before it has said its own.
@@ -341,30 +370,22 @@ async fn read_in(recv: &mut RecvStream, queue: &mpsc::Sender<Result<RawRecord, B
     }
 }
 
-async fn read_record(recv: &mut RecvStream) -> Result<Option<RawRecord>, BulkError> {
-    use quinn::{ReadError, ReadExactError};
-    let stream = |e: ReadExactError| match e {
-        ReadExactError::ReadError(ReadError::Reset(_)) => BulkError::Reset,
-        e => BulkError::Stream(crate::chain(&e)),
+/// The records that are completed by what has come, or `None` at the end of the stream.
+async fn read_pieces(
+    recv: &mut RecvStream,
+    incoming: &mut Incoming,
+    pieces: &mut [Bytes],
+) -> Result<Option<Vec<RawRecord>>, BulkError> {
+    let came = match recv.read_chunks(pieces).await {
+        Ok(Some(came)) => came,
+        Ok(None) if incoming.is_between() => return Ok(None),
+        Ok(None) => return Err(BulkError::Stream("it ended within a record".into())),
+        Err(quinn::ReadError::Reset(_)) => return Err(BulkError::Reset),
+        Err(e) => return Err(BulkError::Stream(crate::chain(&e))),
     };
-    let mut header = [0; RECORD_HEADER_LEN];
-    match recv.read_exact(&mut header).await {
-        Ok(()) => {}
-        Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
-        Err(e) => return Err(stream(e)),
+    let mut whole = Vec::new();
+    for piece in &mut pieces[..came] {
+        incoming.take(std::mem::take(piece), &mut whole)?;
     }
-    let header = RecordHeader::parse(&header)?;
-    let mut meta = vec![0; header.meta_len as usize];
-    recv.read_exact(&mut meta).await.map_err(stream)?;
-    let length = header.wire_len as usize;
-    // As it comes, without zeros first.
-    let mut wire = Vec::with_capacity(length);
-    while wire.len() < length {
-        match recv.read_chunk(length - wire.len(), true).await {
-            Ok(Some(chunk)) => wire.extend_from_slice(&chunk.bytes),
-            Ok(None) => return Err(stream(ReadExactError::FinishedEarly(wire.len()))),
-            Err(e) => return Err(stream(e.into())),
-        }
-    }
-    Ok(Some(RawRecord { header, meta, wire }))
+    Ok(Some(whole))
 }

@@ -8,6 +8,7 @@ pub mod bulk;
 pub mod endpoint;
 pub mod framing;
 pub mod identity;
+mod incoming;
 pub mod meter;
 mod squeeze;
 

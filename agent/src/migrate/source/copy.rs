@@ -13,13 +13,15 @@
 use super::dump::Dump;
 use super::memory::Memory;
 use super::work::{Way, Work, failed, totals};
+use crate::memory::early::EarlyImages;
 use crate::memory::page_server::{PageError, PageServer};
 use crate::memory::send::{ImageSender, SendError, Sent};
 use crate::memory::source::{LeftOut, Populated, add_to_images};
 use crate::transport::bulk::BulkWriter;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tranship_proto::bulk::{BulkContent, BulkOpen};
@@ -31,6 +33,8 @@ use tranship_proto::status::{Failure, Reason, Side};
 const REMAP_IMAGE: &str = "remap-fpath.img";
 /// What the runtime has found out about the standard streams.
 const DESCRIPTORS: &str = "descriptors.json";
+/// From one look for images that are complete to the next.
+const EARLY: Duration = Duration::from_millis(2);
 
 /// Images sent, the memory in fast mode, and words about both.
 type Copied = (Sent, Option<Memory>, String);
@@ -63,6 +67,9 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
         let (memory, left_out) = memory.leave_out(&way, file.to_owned()).await?;
         (work.memory, left) = (Some(memory), left_out);
     }
+    let early = EarlyImages::listen(&image_dir)
+        .inspect_err(|e| tracing::debug!(error = %e, "images are sent when the dump has ended"))
+        .ok();
     let Some((images_done, pages)) = work.dump.as_mut().and_then(Dump::go) else {
         return Err(no_images(work).await);
     };
@@ -70,9 +77,10 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
         return Err(internal("no stream for images is open".into()));
     };
     let copying = match (work.memory.take(), pages) {
-        (Some(memory), _) => {
-            tokio::spawn(tracing::Instrument::instrument(fast(way, images, memory, left, images_done), span))
-        }
+        (Some(memory), _) => tokio::spawn(tracing::Instrument::instrument(
+            fast(way, images, memory, left, early, images_done),
+            span,
+        )),
         (None, Some(pages)) => {
             tokio::spawn(tracing::Instrument::instrument(plain(way, images, pages, images_done), span))
         }
@@ -139,12 +147,33 @@ impl Images {
         let dir = way.image_dir();
         let sent = tokio::task::spawn_blocking(move || {
             let mut sender = ImageSender::new(writer);
-            sender.ahead(&dir, DESCRIPTORS).map(|()| sender)
+            sender.ahead(&dir, DESCRIPTORS)?;
+            sender.push().map(|()| sender)
         })
         .await
         .map_err(|e| internal(format!("the sending of images panicked: {e}")))?;
         let sender = sent.map_err(|e| failed("send the images", &e, None))?;
         Ok(Images { sender })
+    }
+
+    /// Sends images that are complete before the dump is, until `dumping` is dropped.
+    async fn early(self, early: EarlyImages, dir: PathBuf, dumping: Receiver<()>) -> Result<Self, Failure> {
+        let (mut images, mut early) = (self, early);
+        let sent = tokio::task::spawn_blocking(move || -> Result<(Self, EarlyImages), SendError> {
+            // Many at a time, for the dump is what has to be done first.
+            while dumping.recv_timeout(EARLY) == Err(RecvTimeoutError::Timeout) {
+                // What is not heard of is sent with the rest.
+                for name in early.take().unwrap_or_default() {
+                    images.sender.ahead(&dir, &name)?;
+                }
+            }
+            Ok((images, early))
+        });
+        let sent = sent.await.map_err(|e| internal(format!("the sending of images panicked: {e}")))?;
+        let (images, early) = sent.map_err(|e| failed("send the images", &e, None))?;
+        // The kernel takes ten milliseconds to close it (`fsnotify_wait_marks_destroyed`).
+        tokio::task::spawn_blocking(move || drop(early));
+        Ok(images)
     }
 
     /// Sends the rest of the directory. The destination looks whether all is there before it restores.
@@ -210,15 +239,30 @@ async fn fast(
     images: Images,
     memory: Memory,
     left: LeftOut,
+    early: Option<EarlyImages>,
     images_done: oneshot::Receiver<()>,
 ) -> Result<Copied, NotCopied> {
     let start = Instant::now();
     let populated = tokio::task::spawn_blocking(move || left.populated());
-    let images = async {
-        images_done.await.map_err(|_| NotCopied::NoImages)?;
+    let (dumping, dumped) = channel();
+    let early = async {
+        match early {
+            Some(early) => images.early(early, way.image_dir(), dumped).await,
+            None => Ok(images),
+        }
+    };
+    let dump = async {
+        let done = images_done.await;
+        drop(dumping);
         let dump_ms = start.elapsed().as_millis();
+        done.map_err(|_| NotCopied::NoImages)?;
         add_what_was_left(populated, way.image_dir()).await?;
-        let sent = images.rest(way.image_dir()).await?;
+        Ok::<_, NotCopied>(dump_ms)
+    };
+    let images = async {
+        let (images, dump_ms) = tokio::join!(early, dump);
+        let dump_ms = dump_ms?;
+        let sent = images?.rest(way.image_dir()).await?;
         Ok::<_, NotCopied>((sent, dump_ms, start.elapsed().as_millis()))
     };
     let (memory, images) = tokio::join!(memory.round(&way, true), images);
