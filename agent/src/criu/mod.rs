@@ -3,6 +3,7 @@
 //! Does not know the network nor who asks. CRIU is only ever run by the OCI runtime, except for probes.
 //! Formats are described from CRIU's images/*.proto (MIT) and its documentation; no code of CRIU is used.
 
+mod breakpoints;
 mod config;
 mod explain;
 mod preflight;
@@ -10,6 +11,7 @@ mod preload;
 mod probe;
 mod stats;
 
+pub use breakpoints::QuickBreakpoints;
 pub use config::CriuConfig;
 pub use explain::{Explanation, error_lines, explain, read_log};
 pub use preflight::{Refusal, preflight};

@@ -8,6 +8,7 @@ use super::machine::Acceptance;
 use super::memory;
 use super::receive::{Receiving, images};
 use crate::context::Context;
+use crate::criu::QuickBreakpoints;
 use crate::engine::{ContainerState, EngineError, RestoreHandle};
 use crate::hook::HookError;
 use crate::journal::Ownership;
@@ -53,6 +54,8 @@ struct Room {
     memory: Option<Arc<Store>>,
     ports: Vec<Port>,
     watch: Option<PacketWatch>,
+    // For the restore.
+    _breakpoints: Option<QuickBreakpoints>,
 }
 
 /// Why a container could not be let go.
@@ -167,7 +170,7 @@ impl Work {
                 memory: MemoryMode::Plain,
                 notices: Vec::new(),
             });
-            let _ = work.room.set(Room { trees: Vec::new(), memory: None, ports, watch });
+            let _ = work.room.set(Room { trees: Vec::new(), memory: None, ports, watch, _breakpoints: None });
             work.ready.send_replace(Some(Ok(())));
         } else {
             let text = "an earlier agent has left nothing of the arrival";
@@ -292,6 +295,7 @@ impl Work {
 
     async fn make_room(&self) -> Result<(), Failure> {
         let accepted = self.accepted()?;
+        let breakpoints = tokio::task::spawn_blocking(QuickBreakpoints::prepare);
         self.ctx
             .engine
             .make_room(&accepted.arrival)
@@ -343,7 +347,8 @@ impl Work {
             // Without it clients wait for their next retransmission; the move is as safe.
             Err(e) => tracing::warn!(error = %crate::chain(&e), "packets will not be held"),
         }
-        let _ = self.room.set(Room { trees, memory, ports, watch });
+        let _breakpoints = breakpoints.await.unwrap_or_default();
+        let _ = self.room.set(Room { trees, memory, ports, watch, _breakpoints });
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! ends by itself, with nothing touched. Once let go, it is never killed.
 
 use super::work::{Way, engine_failure, failed};
-use crate::criu::Preload;
+use crate::criu::{Preload, QuickBreakpoints};
 use crate::hook::{DumpHold, DumpMemory};
 use crate::memory::page_server::{Layout, PageServer};
 use crate::runtime::{CheckpointReport, CheckpointRequest, Pages, RuntimeError};
@@ -80,12 +80,16 @@ impl Dump {
         let (images_tx, images) = oneshot::channel();
         let (runtime, id) = (way.ctx.runtime.clone(), request.id.clone());
         let whole = async move {
-            tokio::select! {
+            let breakpoints = tokio::task::spawn_blocking(QuickBreakpoints::prepare);
+            let ended = tokio::select! {
                 ended = runtime.checkpoint(request) => ended,
                 () = talk(hold, ready_tx, go_rx, images_tx, limit) => {
                     Err(RuntimeError::CheckpointStuck { id, limit })
                 }
-            }
+            };
+            // Until here.
+            drop(breakpoints);
+            ended
         };
         let task = tokio::spawn(tracing::Instrument::instrument(whole, tracing::Span::current()));
         let (ready, go, images, task) = (Some(ready), Some(go), Some(images), Some(task));
