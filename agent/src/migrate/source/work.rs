@@ -568,11 +568,12 @@ impl Work {
     /// keeps new ones out, so a server that gets a few moments more has none left.
     async fn accept_waiting(&self) -> Result<(), Failure> {
         let name = self.name().as_str();
-        let (pid, _) = self.processes().await?;
-        let waiting =
-            || network::backlogged_ports(pid).map_err(|e| failed("look for connections that wait", &e, None));
+        let waiting = async || {
+            let ports = network::backlogged_ports(&self.netns).await;
+            ports.map_err(|e| failed("look for connections that wait", &e, None))
+        };
         for moment in MOMENTS.map(Duration::from_millis) {
-            let ports = waiting()?;
+            let ports = waiting().await?;
             if ports.is_empty() {
                 return Ok(());
             }
@@ -583,7 +584,7 @@ impl Work {
             let frozen = runtime.freeze(name, FREEZE_LIMIT).await;
             frozen.map_err(|e| failed("freeze the container", &e, e.hint()))?;
         }
-        match waiting()?.as_slice() {
+        match waiting().await?.as_slice() {
             [] => Ok(()),
             ports => {
                 let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
