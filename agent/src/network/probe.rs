@@ -19,9 +19,11 @@ use tranship_proto::network::{Mac, NetCapture};
 
 /// Questions asked within the time given.
 const QUESTIONS: u32 = 3;
-/// For anyone else to answer a question after the one who is expected to has: on one segment all answer as
-/// soon as they hear it.
+/// For anyone else to answer the last question after the one who is expected to has: on one segment all
+/// answer as soon as they hear it.
 const OTHERS: Duration = Duration::from_millis(60);
+/// To the next question after the one who is expected to has answered.
+const NEXT: Duration = Duration::from_millis(20);
 /// Probes under way at a time: each has a socket.
 const AT_ONCE: usize = 32;
 
@@ -41,7 +43,7 @@ pub struct Conflict {
 enum Listen {
     /// Until the first does.
     First,
-    /// To all of them; after a question that this one has answered, [`OTHERS`] longer.
+    /// To all of them; shorter after a question that this one has answered, [`NEXT`] and at last [`OTHERS`].
     All(Option<Mac>),
 }
 
@@ -71,8 +73,9 @@ async fn claimants(
     // SAFETY: an OwnedFd is open until it is dropped, and nothing takes it out of the AsyncFd.
     let ready = unsafe { AsyncFd::register(copy) }.attempt("watch", "a packet socket")?;
     let mut found = BTreeSet::new();
-    for _ in 0..QUESTIONS {
+    for n in 1..=QUESTIONS {
         socket.send(&question)?;
+        let others = if n == QUESTIONS { OTHERS } else { NEXT };
         let mut until = Instant::now() + timeout / QUESTIONS;
         while let Ok(frame) = timeout_at(until, next_frame(&ready)).await {
             let frame = frame.attempt("listen on", &bridge.name)?;
@@ -80,7 +83,7 @@ async fn claimants(
             found.insert(who);
             match listen_to {
                 Listen::First => return Ok(found),
-                Listen::All(Some(expected)) if expected == who => until = until.min(Instant::now() + OTHERS),
+                Listen::All(Some(expected)) if expected == who => until = until.min(Instant::now() + others),
                 Listen::All(_) => {}
             }
         }

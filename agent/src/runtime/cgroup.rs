@@ -147,13 +147,18 @@ impl Cgroup {
     }
 
     /// Kills all processes, frozen or not, without letting a frozen one run, and waits until none is left.
-    /// Nothing to do when there is no such cgroup.
+    /// Then it is no longer frozen: runc takes what is for paused, which it removes by force only. Nothing to
+    /// do when there is no such cgroup.
     pub fn kill(&self, limit: Duration) -> Result<(), CgroupError> {
         match self.write("cgroup.kill", "1") {
             Err(CgroupError::Io { source, .. }) if gone(&source) => return Ok(()),
             other => other?,
         }
-        self.wait_empty(limit)
+        self.wait_empty(limit)?;
+        match self.write("cgroup.freeze", "0") {
+            Err(CgroupError::Io { source, .. }) if gone(&source) => Ok(()),
+            other => other,
+        }
     }
 
     /// Waits until no process is left.
