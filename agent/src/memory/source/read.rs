@@ -57,6 +57,30 @@ impl Reader {
         pages.enumerate().filter(move |(i, _)| gone.binary_search(i).is_err()).map(|(_, page)| page)
     }
 
+    /// The contents of some pages of the last read, in order, as a buffer of the caller's own. To be called once
+    /// for each read.
+    pub fn take(&mut self, wanted: &[u64]) -> Vec<u8> {
+        let mut rest = wanted.iter().peekable();
+        let mut kept = 0;
+        for (at, address) in self.addresses.iter().enumerate() {
+            if rest.next_if_eq(&address).is_some() {
+                if kept != at {
+                    self.buffer.copy_within(at * SIZE..(at + 1) * SIZE, kept * SIZE);
+                }
+                kept += 1;
+            }
+        }
+        let length = kept * SIZE;
+        // A few pages do not keep a whole buffer while they wait for the wire.
+        if length < self.buffer.len() / 2 {
+            return self.buffer[..length].to_vec();
+        }
+        let empty = vec![0; self.buffer.len()];
+        let mut taken = std::mem::replace(&mut self.buffer, empty);
+        taken.truncate(length);
+        taken
+    }
+
     /// Reads from page number `first` on; answers how many pages came.
     fn read_from(&mut self, pid: i32, first: usize) -> usize {
         let mut remote: Vec<RemoteIoVec> = Vec::new();
@@ -110,6 +134,12 @@ mod tests {
             })
             .collect();
         assert_eq!(read, [(0, 1), (1, 2), (2, 3), (3, 4), (6, 7), (7, 8)]);
+        let firsts = |taken: Vec<u8>| taken.chunks(SIZE).map(|page| page[SIZE - 1]).collect::<Vec<_>>();
+        let at = |pages: &[u64]| pages.iter().map(|n| start + n * PAGE).collect::<Vec<_>>();
+        assert_eq!(firsts(reader.take(&at(&[1, 7]))), [2, 8], "copied");
+        assert_eq!(reader.read(std::process::id().cast_signed(), &ranges).count(), 6);
+        assert_eq!(firsts(reader.take(&at(&[0, 2, 3, 7]))), [1, 3, 4, 8], "the buffer itself");
+        assert_eq!(reader.read(std::process::id().cast_signed(), &ranges).count(), 6, "with another buffer");
         assert_eq!(reader.read(i32::MAX, &ranges).count(), 0);
         // SAFETY: the mapping made above.
         unsafe { libc::munmap(start as *mut libc::c_void, 8 * SIZE) };

@@ -350,28 +350,29 @@ pub fn lane(plan: &Plan, sink: &mut impl PageSink, stop: &AtomicBool) -> Result<
         if stop.load(Ordering::Relaxed) {
             return Err(RoundError::Stopped);
         }
-        let mut data = Vec::with_capacity(BATCH_PAGES * PAGE as usize);
-        let pages: Vec<(u64, &[u8], Option<Digest>)> = reader
+        let pages: Vec<(u64, Option<Digest>)> = reader
             .read(batch.pid, &batch.ranges)
-            .map(|(vaddr, page)| (vaddr, page, plan.shared.digester.digest(page)))
+            .map(|(vaddr, page)| (vaddr, plan.shared.digester.digest(page)))
             .collect();
         let mut message = PageBatch { pid: batch.inner, ..PageBatch::default() };
+        let mut wanted = Vec::with_capacity(pages.len());
         {
             let mut ledger = plan.shared.ledger();
             let Ledger { book, tables } = &mut *ledger;
             let table = tables.entry(batch.inner).or_default();
-            for (vaddr, page, digest) in pages {
+            for (vaddr, digest) in pages {
                 match book.note(table, vaddr, digest)? {
                     Change::None => {}
                     Change::Zero => zero(&mut message.zeros, vaddr),
                     Change::Shared(slot) => run(&mut message.refs, vaddr, slot),
                     Change::Data(slot) => {
                         run(&mut message.data, vaddr, slot);
-                        data.extend_from_slice(page);
+                        wanted.push(vaddr);
                     }
                 }
             }
         }
+        let data = reader.take(&wanted);
         let counts = message.check(data.len(), u32::MAX)?;
         if counts != PagesEnd::default() {
             total.add(&counts);
