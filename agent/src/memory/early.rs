@@ -78,7 +78,7 @@ mod tests {
         }
         let expected: Vec<String> = (2..2000).map(|n| format!("tcp-stream-{n:x}.img")).collect();
         assert_eq!(names, expected);
-        assert!(takes < 20, "{takes}");
+        assert!((2..20).contains(&takes), "neither all at once nor one by one: {takes}");
         assert_eq!(early.take().unwrap(), [""; 0]);
     }
 }

@@ -12,6 +12,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use rtnetlink::packet_core::{NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -81,23 +82,19 @@ fn question(family: u8) -> [u8; HEADER + QUESTION] {
 fn read(mut messages: &[u8], ports: &mut Vec<u16>) -> io::Result<bool> {
     let bad = || io::Error::new(io::ErrorKind::InvalidData, "a message of sock_diag that is cut short");
     while !messages.is_empty() {
-        let (head, _) = messages.split_first_chunk::<HEADER>().ok_or_else(bad)?;
-        let length = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
-        let body = messages.get(HEADER..length).ok_or_else(bad)?;
-        let word = |at: usize| {
-            let bytes = body.get(at..at + 4).and_then(|b| b.try_into().ok()).ok_or_else(bad)?;
-            Ok::<_, io::Error>(u32::from_ne_bytes(bytes))
-        };
-        match u16::from_ne_bytes([head[4], head[5]]) {
+        let message = NetlinkBuffer::new_checked(messages).map_err(|_| bad())?;
+        let (length, body) = (message.length() as usize, message.payload());
+        match message.message_type() {
             BY_FAMILY => {
-                let port = body.get(PORT..PORT + 2).and_then(|b| b.try_into().ok()).ok_or_else(bad)?;
-                if word(QUEUE)? > 0 {
-                    ports.push(u16::from_be_bytes(port));
+                let (port, queue) = (bytes_at(body, PORT), bytes_at(body, QUEUE));
+                if u32::from_ne_bytes(queue.ok_or_else(bad)?) > 0 {
+                    ports.push(u16::from_be_bytes(port.ok_or_else(bad)?));
                 }
             }
-            done if i32::from(done) == libc::NLMSG_DONE => return Ok(true),
-            error if i32::from(error) == libc::NLMSG_ERROR => {
-                return Err(io::Error::from_raw_os_error(word(0)?.cast_signed().wrapping_neg()));
+            NLMSG_DONE => return Ok(true),
+            NLMSG_ERROR => {
+                let code = i32::from_ne_bytes(bytes_at(body, 0).ok_or_else(bad)?);
+                return Err(io::Error::from_raw_os_error(code.wrapping_neg()));
             }
             _ => {}
         }
@@ -105,6 +102,10 @@ fn read(mut messages: &[u8], ports: &mut Vec<u16>) -> io::Result<bool> {
         messages = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(false)
+}
+
+fn bytes_at<const N: usize>(body: &[u8], at: usize) -> Option<[u8; N]> {
+    body.get(at..)?.first_chunk().copied()
 }
 
 #[cfg(test)]
@@ -152,7 +153,7 @@ mod tests {
         listener[PORT..PORT + 2].copy_from_slice(&8080u16.to_be_bytes());
         listener[QUEUE] = 1;
         let mut ports = Vec::new();
-        let both = [message(BY_FAMILY, &listener), message(libc::NLMSG_DONE as u16, &[0; 4])].concat();
+        let both = [message(BY_FAMILY, &listener), message(NLMSG_DONE, &[0; 4])].concat();
         assert!(read(&both, &mut ports).unwrap());
         assert_eq!(ports, [8080]);
         for length in 1..HEADER + 72 {
@@ -165,7 +166,7 @@ mod tests {
         assert!(read(&endless, &mut ports).is_err());
         endless[..4].copy_from_slice(&0u32.to_ne_bytes());
         assert!(read(&endless, &mut ports).is_err());
-        let refused = message(libc::NLMSG_ERROR as u16, &(-libc::ENOENT).to_ne_bytes());
+        let refused = message(NLMSG_ERROR, &(-libc::ENOENT).to_ne_bytes());
         assert_eq!(read(&refused, &mut ports).unwrap_err().raw_os_error(), Some(libc::ENOENT));
     }
 }

@@ -299,6 +299,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_killed_is_no_longer_frozen() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in
+            [("cgroup.freeze", "1"), ("cgroup.kill", ""), ("cgroup.events", "populated 0\nfrozen 1\n")]
+        {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        Cgroup::at(dir.path()).kill(Duration::from_millis(20)).unwrap();
+        let said = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((said("cgroup.kill").trim(), said("cgroup.freeze").trim()), ("1", "0"));
+        // Not while something is left: that must not run.
+        std::fs::write(dir.path().join("cgroup.freeze"), "1").unwrap();
+        std::fs::write(dir.path().join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
+        assert!(Cgroup::at(dir.path()).kill(Duration::from_millis(20)).is_err());
+        assert_eq!(said("cgroup.freeze").trim(), "1");
+    }
+
+    #[test]
     fn freeze_deadline_names_the_processes() {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in [("cgroup.freeze", "0"), ("cgroup.events", "populated 1\nfrozen 0\n")] {

@@ -570,7 +570,8 @@ impl Work {
         let name = self.name().as_str();
         let waiting = async || {
             let ports = network::backlogged_ports(&self.netns).await;
-            ports.map_err(|e| failed("look for connections that wait", &e, None))
+            let hint = "the kernel's module tcp_diag has to be there, for CRIU as well: `modprobe tcp_diag`";
+            ports.map_err(|e| failed("look for connections that wait", &e, Some(hint.into())))
         };
         for moment in MOMENTS.map(Duration::from_millis) {
             let ports = waiting().await?;
