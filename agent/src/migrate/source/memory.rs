@@ -18,8 +18,11 @@ use tranship_proto::handoff::MemoryTotals;
 use tranship_proto::pages::{PAGE, PageBatch, PagesEnd, slots_for};
 use tranship_proto::status::{Failure, Reason, Side};
 
-/// Threads that read, compare, compress and send, each with a stream of its own.
+/// Threads that read, compare, compress and send, each with a stream of its own; at most.
 const LANES: usize = 2;
+/// Processors that the transport keeps busy by itself. A lane that has none left to run on makes the
+/// move a tenth slower: it takes turns with those who send what it has read.
+const TRANSPORT_CORES: usize = 1;
 /// A lane more is worth its start for so many pages.
 const PAGES_FOR_A_LANE: u64 = 2048;
 /// Bytes of a batch's metadata, at most: some ten for each of its pages.
@@ -155,7 +158,7 @@ impl Memory {
     /// word comes up to 25 ms after the last packet (RFC 9000, `max_ack_delay`).
     async fn send(mut self, way: &Way, plan: Arc<Plan>) -> Result<Self, Failure> {
         let round = self.totals.rounds + 1;
-        let lanes = if plan.pages >= PAGES_FOR_A_LANE { LANES as u16 } else { 1 };
+        let lanes = lanes(plan.pages, std::thread::available_parallelism().map_or(1, usize::from));
         let mut running = Vec::new();
         for lane_number in 0..lanes {
             let content = BulkContent::Pages { round, lane: lane_number, lanes };
@@ -221,6 +224,12 @@ impl Memory {
             Err(e) => tracing::warn!(error = %e, "no process is watched; all memory is compared"),
         }
     }
+}
+
+/// Lanes for so many pages on so many processors.
+fn lanes(pages: u64, cores: usize) -> u16 {
+    let most = if pages >= PAGES_FOR_A_LANE { LANES } else { 1 };
+    cores.saturating_sub(TRANSPORT_CORES).clamp(1, most) as u16
 }
 
 /// Rounds over a running container, until they no longer make the blackout shorter and it is predicted
@@ -307,5 +316,19 @@ async fn userfaultfds(pids: &[i32]) -> std::io::Result<Vec<Result<std::os::fd::O
         Ok(Ok(_)) => answers,
         Ok(Err(e)) => answers.map_err(|_| std::io::Error::other(e)),
         Err(e) => Err(std::io::Error::other(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_leave_a_processor_to_the_transport() {
+        assert_eq!(lanes(PAGES_FOR_A_LANE, 1), 1, "there is always one");
+        assert_eq!(lanes(PAGES_FOR_A_LANE, 2), 1);
+        assert_eq!(lanes(PAGES_FOR_A_LANE, 3), 2);
+        assert_eq!(lanes(PAGES_FOR_A_LANE, 64), 2);
+        assert_eq!(lanes(PAGES_FOR_A_LANE - 1, 64), 1, "a small round is not worth a second");
     }
 }
