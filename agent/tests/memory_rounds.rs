@@ -31,7 +31,7 @@ struct Receiver {
 }
 
 impl PageSink for Receiver {
-    fn pages(&mut self, batch: &PageBatch, data: Vec<u8>) -> Result<(), RoundError> {
+    fn pages(&mut self, batch: &PageBatch, data: bytes::Bytes) -> Result<(), RoundError> {
         batch.check(data.len(), u32::MAX).unwrap();
         let mut contents = data.chunks_exact(SIZE);
         for (runs, with_data) in [(&batch.data, true), (&batch.refs, false)] {

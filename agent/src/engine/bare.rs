@@ -243,6 +243,10 @@ impl Engine for Bare {
         Box::pin(lifecycle::discard(self, migration, name))
     }
 
+    fn came_back<'a>(&'a self, name: &'a ContainerName, released: Epoch) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(lifecycle::came_back(self, name, released))
+    }
+
     fn retire<'a>(&'a self, name: &'a ContainerName, released: Epoch) -> BoxFuture<'a, Result<()>> {
         Box::pin(lifecycle::retire(self, name, released))
     }

@@ -286,9 +286,9 @@ pub(super) async fn discard(bare: &Bare, migration: MigrationId, name: &Containe
     blocking(move || moved::discard(&layout, migration, &owned)).await
 }
 
-pub(super) async fn retire(bare: &Bare, name: &ContainerName, released: Epoch) -> Result<()> {
+pub(super) async fn came_back(bare: &Bare, name: &ContainerName, released: Epoch) -> Result<bool> {
     let (this, owned) = (bare.clone(), name.clone());
-    let returned = blocking(move || {
+    blocking(move || {
         let arriving = this.layout.container(&owned).marker(ARRIVING).exists();
         match this.load(&owned) {
             Ok(container) => Ok(arriving || container.epoch >= released),
@@ -296,8 +296,11 @@ pub(super) async fn retire(bare: &Bare, name: &ContainerName, released: Epoch) -
             Err(e) => Err(e),
         }
     })
-    .await?;
-    if returned {
+    .await
+}
+
+pub(super) async fn retire(bare: &Bare, name: &ContainerName, released: Epoch) -> Result<()> {
+    if came_back(bare, name, released).await? {
         tracing::info!(%name, %released, "not retired: the container has come back");
         return Ok(());
     }

@@ -118,10 +118,13 @@ pub trait Engine: Send + Sync {
     /// also right when nothing was made. The network namespace and images are the caller's.
     fn discard<'a>(&'a self, migration: MigrationId, name: &'a ContainerName) -> BoxFuture<'a, Result<()>>;
 
+    /// Whether a container is here again that was given up under epoch `released`: it arrives, or has that
+    /// epoch or a later one. What belongs to its name is not the old copy's then.
+    fn came_back<'a>(&'a self, name: &'a ContainerName, released: Epoch) -> BoxFuture<'a, Result<bool>>;
+
     /// Gives up a container that now runs elsewhere under epoch `released`: kills the frozen copy without
     /// letting it run, removes it with all trees that travelled. Idempotent: does nothing when the
-    /// container is gone, or has come back since, under that epoch or a later one. The network namespace
-    /// is the caller's.
+    /// container is gone, or has come back ([`Self::came_back`]). The network namespace is the caller's.
     fn retire<'a>(&'a self, name: &'a ContainerName, released: Epoch) -> BoxFuture<'a, Result<()>>;
 
     /// CRIU configuration for a dump of this migration that waits before it begins. Must be called on a

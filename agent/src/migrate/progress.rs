@@ -72,6 +72,11 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Whether its streams have been given up, as they are when it is stopped: nobody answers for them then.
+    pub fn ended(&self) -> bool {
+        self.stopped() || self.bulk.is_given_up()
+    }
+
     /// Whether memory travels in rounds.
     pub fn fast(&self) -> bool {
         self.fast.load(Ordering::Relaxed)

@@ -123,10 +123,10 @@ impl BulkWriter {
     ///
     /// # Errors
     /// As [`Self::record`].
-    pub fn record_owned(&mut self, kind: RecordKind, meta: &[u8], data: Vec<u8>) -> Result<(), BulkError> {
+    pub fn record_owned(&mut self, kind: RecordKind, meta: &[u8], data: Bytes) -> Result<(), BulkError> {
         let packed = self.squeeze.pack(&data, &self.drain).map(Bytes::from);
         let (length, zstd) = (data.len(), packed.is_some());
-        self.put_record(kind, meta, length, zstd, packed.unwrap_or_else(|| data.into()))
+        self.put_record(kind, meta, length, zstd, packed.unwrap_or(data))
     }
 
     fn put_record(

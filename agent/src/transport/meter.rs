@@ -38,7 +38,7 @@ impl Meter {
     }
 
     /// Whether the streams are to end.
-    pub(super) fn is_given_up(&self) -> bool {
+    pub fn is_given_up(&self) -> bool {
         *self.given_up.borrow()
     }
 

@@ -5,27 +5,57 @@
 //! has gone meanwhile is left out: while the container runs that is no error, and after the freeze the
 //! dump says which pages there have to be.
 
+use bytes::Bytes;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tranship_proto::pages::PAGE;
 
 const SIZE: usize = PAGE as usize;
 
-/// Reads pages of processes; keeps its buffer.
+/// Reads pages of processes; keeps its buffers.
 #[derive(Debug)]
 pub struct Reader {
     buffer: Vec<u8>,
     addresses: Vec<u64>,
+    spare: Spare,
+}
+
+/// Whole buffers that nobody reads any more. A fresh one costs as much as a copy: its pages are zeroed.
+type Spare = Arc<Mutex<Vec<Vec<u8>>>>;
+
+/// A buffer that comes back when the last of its readers is done.
+struct Lent {
+    buffer: Vec<u8>,
+    length: usize,
+    home: Spare,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        spare(&self.home).push(std::mem::take(&mut self.buffer));
+    }
+}
+
+fn spare(buffers: &Mutex<Vec<Vec<u8>>>) -> MutexGuard<'_, Vec<Vec<u8>>> {
+    buffers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reader {
     /// For at most so many pages at a time.
     pub fn new(pages: usize) -> Self {
-        Self { buffer: vec![0; pages * SIZE], addresses: Vec::with_capacity(pages) }
+        let buffer = vec![0; pages * SIZE];
+        Self { buffer, addresses: Vec::with_capacity(pages), spare: Spare::default() }
     }
 
     /// Reads ranges of a process and answers the address and contents of each page that is there.
@@ -59,7 +89,7 @@ impl Reader {
 
     /// The contents of some pages of the last read, in order, as a buffer of the caller's own. To be called once
     /// for each read.
-    pub fn take(&mut self, wanted: &[u64]) -> Vec<u8> {
+    pub fn take(&mut self, wanted: &[u64]) -> Bytes {
         let mut rest = wanted.iter().peekable();
         let mut kept = 0;
         for (at, address) in self.addresses.iter().enumerate() {
@@ -73,12 +103,11 @@ impl Reader {
         let length = kept * SIZE;
         // A few pages do not keep a whole buffer while they wait for the wire.
         if length < self.buffer.len() / 2 {
-            return self.buffer[..length].to_vec();
+            return Bytes::copy_from_slice(&self.buffer[..length]);
         }
-        let empty = vec![0; self.buffer.len()];
-        let mut taken = std::mem::replace(&mut self.buffer, empty);
-        taken.truncate(length);
-        taken
+        let next = spare(&self.spare).pop().unwrap_or_else(|| vec![0; self.buffer.len()]);
+        let buffer = std::mem::replace(&mut self.buffer, next);
+        Bytes::from_owner(Lent { buffer, length, home: self.spare.clone() })
     }
 
     /// Reads from page number `first` on; answers how many pages came.
@@ -134,12 +163,19 @@ mod tests {
             })
             .collect();
         assert_eq!(read, [(0, 1), (1, 2), (2, 3), (3, 4), (6, 7), (7, 8)]);
-        let firsts = |taken: Vec<u8>| taken.chunks(SIZE).map(|page| page[SIZE - 1]).collect::<Vec<_>>();
+        let firsts = |taken: Bytes| taken.chunks(SIZE).map(|page| page[SIZE - 1]).collect::<Vec<_>>();
         let at = |pages: &[u64]| pages.iter().map(|n| start + n * PAGE).collect::<Vec<_>>();
         assert_eq!(firsts(reader.take(&at(&[1, 7]))), [2, 8], "copied");
         assert_eq!(reader.read(std::process::id().cast_signed(), &ranges).count(), 6);
         assert_eq!(firsts(reader.take(&at(&[0, 2, 3, 7]))), [1, 3, 4, 8], "the buffer itself");
         assert_eq!(reader.read(std::process::id().cast_signed(), &ranges).count(), 6, "with another buffer");
+        assert_eq!(spare(&reader.spare).len(), 1, "what was taken is gone, and its buffer is back");
+        let held = reader.take(&at(&[0, 1, 2, 3]));
+        assert_eq!(spare(&reader.spare).len(), 0, "taken again");
+        assert_eq!(reader.read(std::process::id().cast_signed(), &ranges).count(), 6);
+        assert_eq!(firsts(held.clone()), [1, 2, 3, 4], "a buffer that is read is not written to");
+        drop(held);
+        assert_eq!(spare(&reader.spare).len(), 1);
         assert_eq!(reader.read(i32::MAX, &ranges).count(), 0);
         // SAFETY: the mapping made above.
         unsafe { libc::munmap(start as *mut libc::c_void, 8 * SIZE) };

@@ -8,6 +8,7 @@ use super::track::{Everything, Protected, Tracker};
 use crate::memory::pagemap;
 use crate::memory::table::PageTable;
 use crate::transport::bulk::BulkError;
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -60,7 +61,7 @@ impl From<WireError> for RoundError {
 /// Where a lane's batches go.
 pub trait PageSink {
     /// Sends one batch; `data` is the contents of its data runs. Blocks as long as the other end is slow.
-    fn pages(&mut self, batch: &PageBatch, data: Vec<u8>) -> Result<(), RoundError>;
+    fn pages(&mut self, batch: &PageBatch, data: Bytes) -> Result<(), RoundError>;
 }
 
 /// What is known at the destination.

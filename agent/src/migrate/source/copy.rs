@@ -82,6 +82,7 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
             span,
         )),
         (None, Some(pages)) => {
+            work.meter.expected.store(work.offered_bytes, Ordering::Relaxed);
             tokio::spawn(tracing::Instrument::instrument(plain(way, images, pages, images_done), span))
         }
         (None, None) => {

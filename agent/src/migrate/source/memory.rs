@@ -1,6 +1,6 @@
 //! The rounds over the memory: while the container runs in the stage step, and one in the copy step.
 
-use super::forecast::Forecaster;
+use super::forecast::{Forecast, Forecaster};
 use super::work::{Way, bytes, failed};
 use crate::command::{Command, OnAbandon};
 use crate::hook::own_program;
@@ -8,8 +8,9 @@ use crate::memory::source::{
     LeftOut, PageSink, Plan, RoundError, Rounds, WATCH_SOCKET, lane, watch_pair, watch_receive,
 };
 use crate::transport::bulk::BulkWriter;
+use bytes::Bytes;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tranship_proto::bulk::{BulkContent, BulkOpen, RecordKind};
 use tranship_proto::codec;
@@ -31,8 +32,8 @@ const MAX_META: usize = 64 << 10;
 const SETTLED_PAGES: u64 = 256;
 /// Rounds while the container runs, at most.
 const MAX_ROUNDS: u32 = 30;
-/// Before another round that is hoped to find less.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Before another try that is hoped to find less.
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// How long the visits to new processes may take.
 const WATCH_LIMIT: Duration = Duration::from_secs(10);
 
@@ -54,7 +55,7 @@ pub(super) struct Sent {
 struct Writer(BulkWriter);
 
 impl PageSink for Writer {
-    fn pages(&mut self, batch: &PageBatch, data: Vec<u8>) -> Result<(), RoundError> {
+    fn pages(&mut self, batch: &PageBatch, data: Bytes) -> Result<(), RoundError> {
         let meta = codec::encode("PageBatch", batch, MAX_META)?;
         Ok(self.0.record_owned(RecordKind::Pages, &meta, data)?)
     }
@@ -198,7 +199,7 @@ impl Memory {
     async fn applied(&self, way: &Way) -> Result<(), Failure> {
         let mut rounds = way.meter.rounds.subscribe();
         while *rounds.borrow_and_update() < self.totals.rounds {
-            if way.meter.stopped() {
+            if way.meter.ended() {
                 return Err(Failure::new(Reason::Failed, Side::Source, "stopped"));
             }
             let _ = tokio::time::timeout(Duration::from_millis(50), rounds.changed()).await;
@@ -232,68 +233,104 @@ fn lanes(pages: u64, cores: usize) -> u16 {
     cores.saturating_sub(TRANSPORT_CORES).clamp(1, most) as u16
 }
 
+/// What the rounds are to come to.
+pub(super) struct Aim {
+    forecaster: Forecaster,
+    wanted: Option<Duration>,
+    end: Instant,
+}
+
+/// What is left after rounds over a running container.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left {
+    /// Pages to be looked at.
+    pub(super) pages: u64,
+    /// Beginning of the last round: they were written to since.
+    pub(super) since: Instant,
+    /// For how long they were written to when they were counted.
+    written_for: Duration,
+}
+
+impl Left {
+    /// Bytes of the pages.
+    pub(super) fn bytes(&self) -> u64 {
+        self.pages.saturating_mul(PAGE)
+    }
+}
+
+impl Aim {
+    /// As the operator wants it, beginning now.
+    pub(super) fn new(way: &Way, options: &MigrateOptions) -> Self {
+        let config = &way.ctx.config;
+        let limit = options.timeout_s.map_or(config.limits.phase_timeout_s, u64::from);
+        Self {
+            forecaster: Forecaster::new(&config.state_dir, &way.to),
+            wanted: options.max_blackout_ms.map(|ms| Duration::from_millis(ms.into())),
+            end: Instant::now() + Duration::from_secs(limit),
+        }
+    }
+
+    /// Were the container frozen now, with so many pages and bytes of files to be carried.
+    pub(super) fn forecast(&self, pages: u64, file_bytes: u64) -> Forecast {
+        self.forecaster.forecast(pages + file_bytes.div_ceil(PAGE))
+    }
+
+    /// Whether the blackout is as short as wanted.
+    pub(super) fn reached(&self, forecast: &Forecast) -> bool {
+        self.wanted.is_none_or(|w| forecast.blackout() <= w)
+    }
+
+    /// Fails when there is no time for another try: the prediction did not come down.
+    pub(super) fn in_time(&self, forecast: &Forecast, left: &Left, files_per_s: f64) -> Result<(), Failure> {
+        let Some(wanted) = self.wanted.filter(|_| Instant::now() >= self.end) else { return Ok(()) };
+        let millis = u64::try_from(left.written_for.as_millis()).unwrap_or(u64::MAX).max(1);
+        // A positive number; one that is too large becomes the largest.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let files_per_s = files_per_s as u64;
+        let text = format!(
+            "the blackout is predicted to be {} ms, more than the {} ms wanted: the container changes {}/s of \
+             its memory and {}/s of its files, and {}/s are carried",
+            forecast.blackout().as_millis(),
+            wanted.as_millis(),
+            bytes(left.bytes().saturating_mul(1000) / millis),
+            bytes(files_per_s),
+            bytes(self.forecaster.rate()),
+        );
+        Err(Failure::new(Reason::Timeout, Side::Source, text)
+            .hint("the container runs on at the source; raise --max-blackout, or try when it writes less")
+            .retryable())
+    }
+}
+
 /// Rounds over a running container, until they no longer make the blackout shorter and it is predicted
-/// to be as short as wanted.
-pub(super) async fn rounds(
-    way: &Way,
-    mut memory: Memory,
-    options: &MigrateOptions,
-) -> Result<Memory, Failure> {
-    let config = &way.ctx.config;
-    let mut forecaster = Forecaster::new(&config.state_dir, &way.to);
-    let wanted = options.max_blackout_ms.map(|ms| Duration::from_millis(ms.into()));
-    let limit = options.timeout_s.map_or(config.limits.phase_timeout_s, u64::from);
-    let end = Instant::now() + Duration::from_secs(limit);
+/// to be as short as wanted, files apart.
+pub(super) async fn rounds(way: &Way, mut memory: Memory, aim: &mut Aim) -> Result<(Memory, Left), Failure> {
     let mut before = u64::MAX;
     loop {
-        let looked = Instant::now();
+        let since = Instant::now();
         let (m, sent) = memory.round(way, false).await?;
-        let (m, pending) = m.pending().await?;
+        let (m, pages) = m.pending().await?;
         memory = m;
-        let (round, written_for) = (memory.totals().rounds, looked.elapsed());
-        forecaster.round(sent.looked_at, sent.took);
-        let forecast = forecaster.forecast(pending);
+        let round = memory.totals().rounds;
+        let left = Left { pages, since, written_for: since.elapsed() };
+        aim.forecaster.round(sent.looked_at, sent.took);
+        let forecast = aim.forecast(pages, 0);
         way.meter.say(format!(
             "{round} rounds over the memory, {} left, blackout of {} ms predicted",
-            bytes(pending * PAGE),
+            bytes(left.bytes()),
             forecast.blackout().as_millis()
         ));
-        tracing::debug!(round, ?sent, pending, ?forecast, "round over the memory");
-        let settled = pending <= SETTLED_PAGES || pending > before / 10 * 8 || round >= MAX_ROUNDS;
-        before = pending;
-        if settled && wanted.is_none_or(|w| forecast.blackout() <= w) {
-            *way.meter.forecast.lock().unwrap_or_else(PoisonError::into_inner) = Some(forecast);
-            return Ok(memory);
+        tracing::debug!(round, ?sent, ?left, ?forecast, "round over the memory");
+        let settled = pages <= SETTLED_PAGES || pages > before / 10 * 8 || round >= MAX_ROUNDS;
+        before = pages;
+        if settled && aim.reached(&forecast) {
+            return Ok((memory, left));
         }
-        if wanted.is_some() && Instant::now() >= end {
-            return Err(too_busy(&forecaster, forecast.blackout(), pending, written_for, options));
-        }
+        aim.in_time(&forecast, &left, 0.0)?;
         if settled {
             tokio::time::sleep(PAUSE).await;
         }
     }
-}
-
-/// The rounds did not bring the prediction down in time.
-fn too_busy(
-    forecaster: &Forecaster,
-    predicted: Duration,
-    pending: u64,
-    written_for: Duration,
-    options: &MigrateOptions,
-) -> Failure {
-    let millis = u64::try_from(written_for.as_millis()).unwrap_or(u64::MAX).max(1);
-    let text = format!(
-        "the blackout is predicted to be {} ms, more than the {} ms wanted: the container changes {}/s of its \
-         memory, and {}/s are carried",
-        predicted.as_millis(),
-        options.max_blackout_ms.unwrap_or(0),
-        bytes(pending.saturating_mul(PAGE).saturating_mul(1000) / millis),
-        bytes(forecaster.rate()),
-    );
-    Failure::new(Reason::Timeout, Side::Source, text)
-        .hint("the container runs on at the source; raise --max-blackout, or try when it writes less")
-        .retryable()
 }
 
 /// Descriptors of processes, or why there are none, in the same order.

@@ -8,6 +8,7 @@ pub mod machine;
 mod memory;
 mod offer;
 mod sink;
+mod stage;
 pub mod work;
 
 pub use forecast::Forecast;

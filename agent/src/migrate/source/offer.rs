@@ -5,7 +5,6 @@ use crate::criu::preflight;
 use crate::memory::fill::{self, FillFiles, FillStatus};
 use crate::network;
 use crate::storage::{TreeLimits, TreeSource};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tranship_proto::handoff::{Offer, TreeOffer};
 use tranship_proto::status::{Failure, Reason, Side};
@@ -108,7 +107,7 @@ pub(super) async fn reserve(work: &mut Work) -> Result<(), Failure> {
     work.capture = Some(capture);
     work.connection = Some(connection.clone());
     work.offer = Some((connection, Box::new(offer)));
-    work.meter.expected.store(expected, Ordering::Relaxed);
+    work.expected_bytes = expected;
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use crate::engine::{Container, ContainerState};
 use crate::journal::Ownership;
 use crate::migrate::progress::Shared;
 use crate::network::{self, HoldLimits, Netns, PacketHold, PacketWatch, Port};
-use crate::storage::{self, Suspects, TreeLimits, TreeSource, shared_writable_files};
+use crate::storage::{self, Suspects, TreeSource, shared_writable_files};
 use crate::transport::bulk::Meter;
 use crate::transport::endpoint::Connection;
 use std::path::PathBuf;
@@ -22,15 +22,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tranship_proto::control::MigrateOptions;
-use tranship_proto::handoff::{MemoryMode, MemoryTotals, Offer, Totals};
+use tranship_proto::handoff::{MemoryTotals, Offer, Totals};
 use tranship_proto::ids::{ContainerName, Epoch, HostName, MigrationId};
 use tranship_proto::network::NetCapture;
 use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
 
-/// Passes over the files while the container runs, at most.
-const MAX_PASSES: u32 = 5;
-/// A pass that carried no more than this is followed by the freeze.
-const SETTLED_BYTES: u64 = 4 << 20;
 /// How long the freezer may take.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a container is thawed to accept the connections that wait for it, each time; milliseconds.
@@ -142,6 +138,8 @@ pub struct Work {
     pub(super) hold: Arc<Mutex<Option<PacketHold>>>,
     pub(super) options: MigrateOptions,
     pub(super) offered_bytes: u64,
+    // Of files.
+    pub(super) expected_bytes: u64,
     /// Bytes, passes, moments; also the driver's.
     pub meter: Arc<Shared>,
     /// Set by `Reserve` for the driver to send.
@@ -211,6 +209,7 @@ impl Work {
             hold: Arc::default(),
             options,
             offered_bytes: 0,
+            expected_bytes: 0,
             meter: Shared::new(Meter::capped(options.bandwidth)),
             offer: None,
         })
@@ -257,6 +256,7 @@ impl Work {
             hold: Arc::default(),
             options: MigrateOptions::default(),
             offered_bytes: 0,
+            expected_bytes: 0,
             meter,
             offer: None,
         })
@@ -380,37 +380,6 @@ impl Work {
             .ok_or_else(|| Failure::new(Reason::Internal, Side::Source, "no connection to the destination"))
     }
 
-    async fn stage(&mut self) -> Result<(), Failure> {
-        for tree in &self.ctx.engine.trees(self.container()?) {
-            let source = TreeSource::open(&tree.host_path, TreeLimits::default())
-                .map_err(|e| failed("read the container's files", &e, None))?;
-            self.trees.push(Tree { index: tree.index, source, passes: 0 });
-        }
-        let mut round = 1;
-        loop {
-            let before = self.meter.bulk.read.load(Ordering::Relaxed);
-            self.pass_all(false).await?;
-            let carried = self.meter.bulk.read.load(Ordering::Relaxed) - before;
-            if round > 1 {
-                // Later rounds are not part of what was expected.
-                self.meter.expected.store(0, Ordering::Relaxed);
-            }
-            self.meter.say(format!("{round} passes, last {}", bytes(carried)));
-            if carried <= SETTLED_BYTES || round >= MAX_PASSES {
-                break;
-            }
-            round += 1;
-        }
-        let fast = self.meter.fast() && self.options.mode == MemoryMode::Fast;
-        // Beside the rounds: it takes its time to start.
-        self.dump = Some(Dump::start(&self.way()?, fast)?);
-        if fast {
-            let memory = Memory::new(self.offered_bytes)?;
-            self.memory = Some(super::memory::rounds(&self.way()?, memory, &self.options).await?);
-        }
-        Ok(())
-    }
-
     /// One pass over every tree, applied at the destination on return. That the last one is, the
     /// destination looks at itself before it restores.
     pub(super) async fn pass_all(&mut self, last: bool) -> Result<(), Failure> {
@@ -442,7 +411,7 @@ impl Work {
             if passes.borrow_and_update().get(usize::from(index)).is_some_and(|p| *p >= pass) {
                 return Ok(());
             }
-            if self.meter.stopped() {
+            if self.meter.ended() {
                 return Err(Failure::new(Reason::Failed, Side::Source, "stopped"));
             }
             let _ = tokio::time::timeout(Duration::from_millis(50), passes.changed()).await;
@@ -677,18 +646,39 @@ impl Work {
         if let Some(hold) = self.hold.lock().await.take() {
             hold.discard().await;
         }
-        // It is, but for a copy that had gone back and that an operator's decision ends.
+        self.unwatch().await;
+        let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Source);
+        if self.ctx.engine.came_back(&name, self.epoch).await.map_err(engine)? {
+            // Its links have the same names.
+            tracing::info!(%name, "nothing to retire: the container has come back");
+        } else {
+            self.give_up(&name).await?;
+        }
+        self.forget().map_err(engine)?;
+        remove_dir(&self.image_dir()).map_err(|e| failed("remove the images", &e, None))?;
+        Ok(())
+    }
+
+    /// Ends the copy here and its links, beside each other: the kernel takes its time for both.
+    async fn give_up(&self, name: &ContainerName) -> Result<(), Failure> {
+        // They are, but for a copy that had gone back and that an operator's decision ends.
         network::fence(&self.ports)
             .await
             .map_err(|e| failed("fence the addresses", &e, e.hint().map(str::to_owned)))?;
-        self.ctx.engine.retire(&name, self.epoch).await.map_err(|e| engine_failure(&e, Side::Source))?;
-        self.unwatch().await;
-        self.forget().map_err(|e| engine_failure(&e, Side::Source))?;
-        network::destroy(&self.netns, &name, &self.ports)
-            .await
-            .map_err(|e| failed("remove the container's network here", &e, e.hint().map(str::to_owned)))?;
-        remove_dir(&self.image_dir()).map_err(|e| failed("remove the images", &e, None))?;
-        Ok(())
+        let (ended, unlinked) = tokio::join!(
+            self.ctx.engine.retire(name, self.epoch),
+            network::destroy(&self.netns, name, &self.ports)
+        );
+        let ended = ended.map_err(|e| engine_failure(&e, Side::Source));
+        let unlinked = unlinked
+            .map_err(|e| failed("remove the container's network here", &e, e.hint().map(str::to_owned)));
+        match (ended, unlinked) {
+            (Err(mut f), Err(g)) => {
+                f.message = format!("{}; and {}", f.message, g.message);
+                Err(f)
+            }
+            (ended, unlinked) => ended.and(unlinked),
+        }
     }
 }
 
