@@ -1,11 +1,13 @@
 //! A library that the agent has loaded into CRIU (ld.so(8), `LD_PRELOAD`), to spare it work in the blackout.
 //!
-//! CRIU has no option for any of the three, and each answers a call of CRIU's as the kernel might have:
+//! CRIU has no option for any of these, and each answers a call of CRIU's as the kernel might have:
 //!
 //! * [`left`]: pages that the agent carries itself are not populated. CRIU would splice each of them into a
 //!   pipe, 60 ms a GiB, to leave them out afterwards.
 //! * [`conntrack`]: a container without tracked connections has none, without two walks through the table of
 //!   the whole host.
+//! * [`epoll`]: the sockets of an epoll set are known by their inodes. The kernel would search the set for
+//!   each of them.
 //! * [`request`]: the runtime asks for a quieter log than it does: a line costs two microseconds, and a
 //!   thousand connections make forty thousand lines.
 //!
@@ -17,16 +19,17 @@
 //! no hook at any of these places; ptrace and seccomp notifications, which cost more than they save.
 
 pub mod conntrack;
+pub mod epoll;
 pub mod left;
 pub mod request;
 
 use left::Left;
 use linux_raw_sys::general::pm_scan_arg;
-use nix::libc::{self, c_int, c_ulong, c_void, msghdr, size_t, ssize_t};
+use nix::libc::{self, c_int, c_long, c_ulong, c_void, msghdr, size_t, ssize_t};
 use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 const OWN_NAME: &str = "libtranship_preload.so";
 
@@ -35,6 +38,8 @@ static LOG: OnceLock<u8> = OnceLock::new();
 /// File that names pages which are left out ([`left`]), in a dump.
 static LEFT_OUT: OnceLock<OsString> = OnceLock::new();
 static LEFT: OnceLock<Left> = OnceLock::new();
+/// The epoll set that was asked about last ([`epoll`]).
+static SET: Mutex<Option<epoll::Set>> = Mutex::new(None);
 
 extern "C" fn loaded() {
     // A script that stands for CRIU hands everything on.
@@ -97,6 +102,53 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
         }
     }
     kernel(argument)
+}
+
+type Syscall = unsafe extern "C" fn(c_long, ...) -> c_long;
+
+/// That of the C library.
+fn next_syscall() -> Syscall {
+    static NEXT: OnceLock<Syscall> = OnceLock::new();
+    *NEXT.get_or_init(|| {
+        // SAFETY: the name is a string that ends, and what is found under it is this function of libc's, which
+        // is loaded as long as the program runs. None is found in no program that could call this one.
+        unsafe {
+            let found = libc::dlsym(libc::RTLD_NEXT, c"syscall".as_ptr());
+            std::mem::transmute::<*mut c_void, Option<Syscall>>(found).unwrap_or_else(|| libc::abort())
+        }
+    })
+}
+
+/// syscall(2): kcmp(2) is made by it.
+///
+/// # Safety
+/// As that of libc. Arguments that were not given are passed on as whatever stands in their place, as libc
+/// does, which is the same for calls with and without variable arguments on Linux on x86-64 and AArch64.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn syscall(
+    number: c_long,
+    a: c_long,
+    b: c_long,
+    c: c_long,
+    d: c_long,
+    e: c_long,
+    f: c_long,
+) -> c_long {
+    if number == libc::SYS_kcmp
+        && c.cast_unsigned() == epoll::EPOLL_TFD
+        && a == b
+        && e != 0
+        && LEFT_OUT.get().is_some()
+        && let (Ok(pid), Ok(mut set)) = (c_int::try_from(a), SET.try_lock())
+    {
+        // SAFETY: the argument of this kind of question is such a structure, by linux/kcmp.h.
+        let slot = unsafe { (e as *const epoll::Slot).read_unaligned() };
+        if epoll::same(&mut set, pid, d.cast_unsigned(), slot) {
+            return 0;
+        }
+    }
+    // SAFETY: the caller's own call.
+    unsafe { next_syscall()(number, a, b, c, d, e, f) }
 }
 
 /// recv(2).

@@ -18,7 +18,8 @@ const SOURCE: &str = include_str!("../../deploy/lab/rlimit-shim.c");
 const LIBRARY: &str = "usr/local/lib/tranship-lab-rlimits.so";
 const WRAPPER: &str = "#!/bin/sh\n\
     # This machine lacks CAP_SYS_RESOURCE: see the library's source, deploy/lab/rlimit-shim.c.\n\
-    LD_PRELOAD=/usr/local/lib/tranship-lab-rlimits.so${LD_PRELOAD:+:$LD_PRELOAD} exec /usr/sbin/criu \"$@\"\n";
+    # Behind other libraries, for it hands no call on to them.\n\
+    LD_PRELOAD=${LD_PRELOAD:+$LD_PRELOAD:}/usr/local/lib/tranship-lab-rlimits.so exec /usr/sbin/criu \"$@\"\n";
 /// Bit of CAP_SYS_RESOURCE, from linux/capability.h.
 const SYS_RESOURCE: u64 = 1 << 24;
 
