@@ -1,4 +1,5 @@
-//! What an operator asks of a move is kept: how long clients may wait, and what it takes of the network.
+//! What an operator asks of a move is kept: how long clients may wait, and what it takes of the network; and
+//! that clients do not wait for what was written to files while memory was carried.
 
 use super::redis::{counted_on, finish};
 use super::refusals::said_well;
@@ -57,5 +58,37 @@ pub(super) fn are_kept(scene: &mut Scene) -> anyhow::Result<()> {
     counted_on(&mut client, "moved")?;
     let wrong = scene.ask(ADDR, "CHECK")?;
     ensure!(wrong == 0, "{wrong} pages are not as they should be");
+    finish(client).map(drop)
+}
+
+/// Memory, and what is written to a file in a second, in MiB.
+const JOURNAL_MEMORY: u32 = 96;
+const JOURNAL_WRITES: u32 = 8;
+/// What is written to the file while memory is carried at [`BANDWIDTH`] takes longer than this to follow.
+const JOURNAL_GAP: Duration = Duration::from_millis(500);
+
+/// A container that writes to a file all the time, over a wire that takes three seconds for its memory: what
+/// it writes meanwhile does not wait for the freeze. File and memory prove themselves at the end.
+pub(super) fn files_are_fresh(scene: &mut Scene) -> anyhow::Result<()> {
+    let scene = &*scene;
+    program::install(&scene.host("host-a")?)?;
+    let (memory, writes) = (JOURNAL_MEMORY.to_string(), JOURNAL_WRITES.to_string());
+    let args = [program::PATH, "workload", "--addr", "0.0.0.0:6379", "--mib", &memory, "--file-mib", &writes];
+    scene.start("host-a", &Container::new(NAME, program::ROOTFS, &format!("{IP}/16"), &args))?;
+    scene.wait_port(IP, 6379)?;
+    let mut client = scene.load(&["redis", "--addr", ADDR])?;
+    client.mark("moving")?;
+
+    let cap = format!("{BANDWIDTH}M");
+    let options = ["migrate", NAME, "--to", "host-b", "--output", "json", "--bandwidth", &cap];
+    let ended = scene.tranship("host-a", &options, MOVE)?;
+    ended.ok().context("a move of a container that writes files")?;
+    scene.runs_only_on(NAME, "host-b")?;
+    let window = counted_on(&mut client, "moved")?;
+    let gap = Duration::from_micros(window.longest_gap_us);
+    println!("  {JOURNAL_WRITES} MiB/s written to a file, {BANDWIDTH} MB/s carried: silent for {gap:?}");
+    ensure!(gap < JOURNAL_GAP, "the client waited {gap:?} for what was written to a file");
+    let wrong = scene.ask(ADDR, "CHECK")?;
+    ensure!(wrong == 0, "{wrong} pages and blocks are not as they should be");
     finish(client).map(drop)
 }

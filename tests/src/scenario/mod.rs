@@ -55,6 +55,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { name: "filling_in_is_interrupted", run: filling::interrupted, images: &["redis"] },
     Scenario { name: "blackout_and_bandwidth_are_kept", run: asked::are_kept, images: &[] },
+    Scenario { name: "files_are_fresh_at_the_freeze", run: asked::files_are_fresh, images: &[] },
     Scenario { name: "ipv6_connection", run: network::ipv6_connection, images: &["redis"] },
     Scenario { name: "two_interfaces_two_networks", run: network::two_interfaces, images: &["redis"] },
     Scenario { name: "five_hundred_connections", run: redis::five_hundred_connections, images: &["redis"] },

@@ -6,11 +6,13 @@
 //! with what it should be when asked to. Redis itself was rejected: to write 64 MiB/s into it costs
 //! more than the move that is measured, and it cannot tell a stale page.
 
+mod journal;
 mod pages;
 mod server;
 
 use clap::ValueEnum;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// `tranship-lab workload`.
@@ -28,6 +30,12 @@ pub struct Workload {
     /// MiB of random pages to write each second
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=4096))]
     write_mib: u32,
+    /// MiB to write to a file each second
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    file_mib: u32,
+    /// That file; it is made anew, and takes 32 MiB at most
+    #[arg(long, default_value = "/journal", value_name = "PATH")]
+    file: PathBuf,
 }
 
 /// Contents of memory before anything is written.

@@ -1,32 +1,40 @@
 //! The workload's server: as much of Redis' protocol as its clients use.
 
 use super::Workload;
+use super::journal::{BLOCK, Journal};
 use super::pages::Pages;
 use anyhow::Context;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Time between two batches of pages.
 const TICK: Duration = Duration::from_millis(1);
 /// After a pause, what was missed before this much is not made up for.
 const CATCH_UP: Duration = Duration::from_millis(20);
+const MIB: f64 = 1024.0 * 1024.0;
 /// Longest word of a command, and most words.
 const MAX_WORD: usize = 64;
 const MAX_WORDS: usize = 4;
 
 struct Shared {
     pages: Mutex<Pages>,
+    journal: Mutex<Option<Journal>>,
     counter: AtomicU64,
     written: AtomicU64,
 }
 
 pub(super) fn run(workload: &Workload) -> anyhow::Result<ExitCode> {
+    let journal = match workload.file_mib {
+        0 => None,
+        _ => Some(Journal::create(&workload.file)?),
+    };
     let shared = Arc::new(Shared {
         pages: Mutex::new(Pages::new(workload.mib, workload.content)),
+        journal: Mutex::new(journal),
         counter: AtomicU64::new(0),
         written: AtomicU64::new(0),
     });
@@ -34,7 +42,26 @@ pub(super) fn run(workload: &Workload) -> anyhow::Result<ExitCode> {
         TcpListener::bind(workload.addr).with_context(|| format!("listening at {}", workload.addr))?;
     if workload.write_mib > 0 {
         let (shared, rate) = (shared.clone(), f64::from(workload.write_mib) * 256.0);
-        std::thread::spawn(move || write(&shared, rate));
+        std::thread::spawn(move || {
+            at_rate(rate, |due| {
+                let mut pages = lock(&shared.pages);
+                for _ in 0..due {
+                    pages.write_any();
+                    shared.written.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        });
+    }
+    if workload.file_mib > 0 {
+        let (shared, rate) = (shared.clone(), f64::from(workload.file_mib) * MIB / BLOCK as f64);
+        std::thread::spawn(move || {
+            at_rate(rate, |due| {
+                for _ in 0..due {
+                    // One that is missing shows in the check.
+                    let _ = lock(&shared.journal).as_mut().map(Journal::append);
+                }
+            });
+        });
     }
     for stream in listener.incoming() {
         let (stream, shared) = (stream.context("taking a connection")?, shared.clone());
@@ -46,20 +73,22 @@ pub(super) fn run(workload: &Workload) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes `rate` random pages a second, for ever.
-fn write(shared: &Shared, rate: f64) {
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does what is due, `rate` times a second, for ever.
+fn at_rate(rate: f64, mut work: impl FnMut(u32)) {
     let mut last = Instant::now();
     let mut due = 0.0;
     loop {
         std::thread::sleep(TICK);
         due += rate * last.elapsed().min(CATCH_UP).as_secs_f64();
         last = Instant::now();
-        let mut pages = shared.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        while due >= 1.0 {
-            pages.write_any();
-            shared.written.fetch_add(1, Ordering::Relaxed);
-            due -= 1.0;
-        }
+        // At most 21 thousand pages, at 4 GiB/s.
+        let now = due as u32;
+        work(now);
+        due -= f64::from(now);
     }
 }
 
@@ -71,7 +100,10 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
         let answer = match word {
             b"INCR" => shared.counter.fetch_add(1, Ordering::Relaxed) + 1,
             b"WRITTEN" => shared.written.load(Ordering::Relaxed),
-            b"CHECK" => shared.pages.lock().unwrap_or_else(PoisonError::into_inner).wrong() as u64,
+            b"CHECK" => {
+                let blocks = lock(&shared.journal).as_ref().map_or(0, Journal::wrong);
+                (lock(&shared.pages).wrong() + blocks) as u64
+            }
             _ => {
                 reader.get_mut().write_all(b"-ERR use INCR, WRITTEN or CHECK\r\n")?;
                 continue;
