@@ -33,6 +33,8 @@ use tranship_proto::status::{Failure, MigrationStatus, Reason, Side};
 
 /// How long the first packet out is waited for, for the figures only.
 const FIRST_PACKET: Duration = Duration::from_millis(250);
+/// The same when no packet has waited for the container.
+const NOBODY_WAITS: Duration = Duration::from_millis(20);
 /// How long a held restore may take to hear the decision and act on it.
 const RESUME_LIMIT: Duration = Duration::from_secs(30);
 /// How long the script of a held restore may take to find a restarted agent; it tries all the time.
@@ -602,20 +604,25 @@ impl Work {
         let follow = memory::follow(self.ctx.clone(), self.offer.container.clone(), Some(self.id));
         tokio::spawn(tracing::Instrument::instrument(follow, tracing::Span::current()));
         let grant_to_running_us = since(start);
-        let first = match &room.watch {
-            Some(watch) => first_packet(watch, armed).await,
-            None => None,
-        };
+        // Who waits for a packet out has sent one in.
+        let mut patience = FIRST_PACKET;
         match delivering {
             None => {}
             Some(task) => match task.await {
                 Ok(Ok(HoldStats { held, dropped, delivered, .. })) => {
                     tracing::info!(held, dropped, delivered, "packets delivered");
+                    if held == 0 {
+                        patience = NOBODY_WAITS;
+                    }
                 }
                 Ok(Err(e)) => tracing::warn!(error = %crate::chain(&e), "held packets were lost"),
                 Err(e) => tracing::error!(error = %e, "the delivery of packets panicked"),
             },
         }
+        let first = match &room.watch {
+            Some(watch) => first_packet(watch, armed, patience).await,
+            None => None,
+        };
         self.ctx.engine.settle(&accepted.arrival).await.map_err(engine)?;
         self.settled.store(true, Ordering::Relaxed);
         self.clean().map_err(|e| failed("remove the images", &e, None))?;
@@ -721,8 +728,8 @@ fn monotonic_ns() -> u64 {
 }
 
 /// Microseconds from `armed` to the first packet out, when one comes soon.
-async fn first_packet(watch: &PacketWatch, armed: u64) -> Option<u64> {
-    let deadline = Instant::now() + FIRST_PACKET;
+async fn first_packet(watch: &PacketWatch, armed: u64, patience: Duration) -> Option<u64> {
+    let deadline = Instant::now() + patience;
     loop {
         let times = watch.times().ok()?;
         if let Some(at) = times.first_out {
