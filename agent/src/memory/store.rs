@@ -134,6 +134,16 @@ impl Store {
         Ok(Self { path, file, slots, max_leaves: leaves_for(slots), tables: Mutex::default() })
     }
 
+    /// Gives the memory of the store in a directory back, if there is one, whoever has it open still: whoever
+    /// closed it last would have to wait for that, 50 ms a GiB. Blocking.
+    pub fn empty(dir: &Path) -> std::io::Result<()> {
+        match File::options().write(true).custom_flags(nix::libc::O_NOFOLLOW).open(dir.join(PAGES)) {
+            Ok(file) => file.set_len(0),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -142,3 +142,20 @@ fn processes_are_bounded() {
     assert!(store.apply(&batch(1), &[]).is_ok());
     assert!(matches!(store.apply(&batch(1 << 20), &[]), Err(StoreError::Order(_))));
 }
+
+#[test]
+fn an_emptied_store_has_no_memory_though_it_is_open() {
+    let (dir, store) = store(8);
+    store.apply(&data(1, 0x1000, 3), &page(1)).unwrap();
+    assert!(store.file.metadata().unwrap().len() > 0);
+    Store::empty(dir.path()).unwrap();
+    assert_eq!(store.file.metadata().unwrap().len(), 0);
+    Store::empty(&dir.path().join("never made")).unwrap();
+
+    let elsewhere = dir.path().join("elsewhere");
+    std::fs::write(&elsewhere, "kept").unwrap();
+    std::fs::remove_file(dir.path().join(PAGES)).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, dir.path().join(PAGES)).unwrap();
+    Store::empty(dir.path()).unwrap_err();
+    assert_eq!(std::fs::read(&elsewhere).unwrap(), b"kept");
+}

@@ -33,6 +33,11 @@ fn unfilled(e: &FillError) -> Failure {
     failed(crate::chain(e))
 }
 
+/// Gives the memory of a store back that nobody is filled in from.
+pub(super) async fn empty(images: PathBuf) -> std::io::Result<()> {
+    tokio::task::spawn_blocking(move || Store::empty(&images)).await.map_err(std::io::Error::other)?
+}
+
 /// The store of a migration whose memory comes in rounds.
 pub(super) fn store(dir: &Path, offer: &Offer, accepted: &Accepted) -> Result<Option<Arc<Store>>, Failure> {
     if accepted.memory == MemoryMode::Plain {

@@ -561,7 +561,7 @@ impl Work {
         let since = |from: Instant| u64::try_from(from.elapsed().as_micros()).unwrap_or(u64::MAX);
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Destination);
         if self.settled.load(Ordering::Relaxed) || self.settled_before().await {
-            self.clean().map_err(|e| failed("remove the images", &e, None))?;
+            self.clean().await.map_err(|e| failed("remove the images", &e, None))?;
             return Ok(ResumeTimes::default());
         }
         let room = self.room().await?;
@@ -625,7 +625,7 @@ impl Work {
         };
         self.ctx.engine.settle(&accepted.arrival).await.map_err(engine)?;
         self.settled.store(true, Ordering::Relaxed);
-        self.clean().map_err(|e| failed("remove the images", &e, None))?;
+        self.clean().await.map_err(|e| failed("remove the images", &e, None))?;
         Ok(ResumeTimes { grant_to_running_us, grant_to_first_packet_us: first })
     }
 
@@ -638,11 +638,11 @@ impl Work {
         }
     }
 
-    fn clean(&self) -> std::io::Result<()> {
+    async fn clean(&self) -> std::io::Result<()> {
         if let Err(e) = self.ctx.engine.forget_migration(self.id) {
             tracing::warn!(error = %crate::chain(&e), "scripts of the migration are left");
         }
-        remove_dir(&self.image_dir())
+        remove_dir(self.image_dir()).await
     }
 
     /// Removes everything that was made here for this migration.
@@ -716,7 +716,10 @@ async fn discard(ctx: &Context, id: MigrationId, name: &ContainerName) -> Result
         trouble.push(crate::chain(&e));
     }
     let images = ctx.config.run_dir.join("images").join(id.to_string());
-    if let Err(e) = remove_dir(&images) {
+    if let Err(e) = memory::empty(images.clone()).await {
+        trouble.push(format!("cannot give the memory in {} back: {e}", images.display()));
+    }
+    if let Err(e) = remove_dir(images.clone()).await {
         trouble.push(format!("cannot remove {}: {e}", images.display()));
     }
     Ok(told(&trouble))

@@ -1,8 +1,9 @@
 //! How long the blackout would be if the container were frozen now.
 //!
-//! A fixed part, learnt from the migrations to the same host, and what is still to be sent at the rate
-//! of the last rounds. The fixed part is kept in a file below the agent's state directory, a moving
-//! average; without it, or when it cannot be read, a default stands in, so that nothing depends on it.
+//! A fixed part, learnt from the migrations to the same host or else to others, and what is still to be
+//! sent, files included, at the rate of the last rounds. The fixed part is kept in a file below the agent's
+//! state directory, a moving average; without it, or when it cannot be read, a default stands in, so that
+//! nothing depends on it.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tranship_proto::ids::HostName;
 use tranship_proto::pages::PAGE;
 
-/// The fixed part of a first migration to a host.
+/// The fixed part of the first migration of all.
 const FIRST: Duration = Duration::from_millis(200);
 /// Pages a second before any were sent: 256 MiB.
 const FIRST_RATE: f64 = 65536.0;
@@ -56,6 +57,14 @@ impl Forecast {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Known(BTreeMap<String, f64>);
 
+impl Known {
+    /// The longest of all: hosts of a fleet resemble each other, and a prediction that is too short breaks a
+    /// promise.
+    fn elsewhere(&self) -> Option<f64> {
+        self.0.values().copied().reduce(f64::max)
+    }
+}
+
 fn load(dir: &Path) -> Known {
     let mut text = String::new();
     let read = std::fs::File::open(dir.join(FILE)).and_then(|f| f.take(MAX_FILE).read_to_string(&mut text));
@@ -78,8 +87,9 @@ pub(super) struct Forecaster {
 impl Forecaster {
     /// For a migration to a host.
     pub(super) fn new(dir: &Path, to: &HostName) -> Self {
-        let known = load(dir).0.get(to.as_str()).copied();
-        let fixed = known.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(FIRST);
+        let known = load(dir);
+        let fixed = known.0.get(to.as_str()).copied().or_else(|| known.elsewhere());
+        let fixed = fixed.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(FIRST);
         Self { fixed, rate: FIRST_RATE }
     }
 
@@ -125,7 +135,12 @@ mod tests {
         assert_eq!(fixed(dir.path()), Duration::from_millis(100));
         f.learn(dir.path(), &host, Duration::from_millis(250));
         assert_eq!(fixed(dir.path()), Duration::from_millis(130));
-        assert_eq!(Forecaster::new(dir.path(), &"host-c".parse().unwrap()).forecast(0).fixed, FIRST);
+        let other: HostName = "host-c".parse().unwrap();
+        let to_other = || Forecaster::new(dir.path(), &other).forecast(0).fixed;
+        assert_eq!(to_other(), Duration::from_millis(130), "as to the host that is known");
+        f.learn(dir.path(), &other, Duration::from_millis(90));
+        assert_eq!(to_other(), Duration::from_millis(40));
+        assert_eq!(fixed(dir.path()), Duration::from_millis(130));
         for junk in ["", "{", "[1]", "{\"host-b\":-3}", "{\"host-b\":1e300}"] {
             std::fs::write(dir.path().join(FILE), junk).unwrap();
             assert_eq!(fixed(dir.path()), FIRST, "{junk}");

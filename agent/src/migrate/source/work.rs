@@ -614,7 +614,7 @@ impl Work {
         if let Err(e) = self.forget() {
             keep(engine_failure(&e, Side::Source));
         }
-        if let Err(e) = remove_dir(&self.image_dir()) {
+        if let Err(e) = remove_dir(self.image_dir()).await {
             keep(failed("remove the images", &e, None));
         }
         match trouble {
@@ -655,7 +655,7 @@ impl Work {
             self.give_up(&name).await?;
         }
         self.forget().map_err(engine)?;
-        remove_dir(&self.image_dir()).map_err(|e| failed("remove the images", &e, None))?;
+        remove_dir(self.image_dir()).await.map_err(|e| failed("remove the images", &e, None))?;
         Ok(())
     }
 
@@ -690,11 +690,13 @@ fn age_of(monotonic_ns: u64) -> Option<Duration> {
 }
 
 /// Removes a directory of this agent's own making; nothing when it is not there.
-pub(crate) fn remove_dir(dir: &std::path::Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
+pub(crate) async fn remove_dir(dir: PathBuf) -> std::io::Result<()> {
+    // What was in memory takes its time.
+    let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
-    }
+    });
+    removed.await.map_err(std::io::Error::other)?
 }
 
 /// Bytes for people.
