@@ -78,21 +78,9 @@ pub fn run(config: Config) -> Result<()> {
         return Err(StartError::NotRoot.into());
     }
     log(&config)?;
-    runtime()?.block_on(live(config))
-}
-
-/// The runtime of everything that does not block. It leaves a processor to the threads that do: on one of two
-/// processors the transport alone is a twentieth faster than on both, where its tasks wake each other.
-///
-/// # Errors
-/// When the kernel has no more threads or descriptors.
-pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.saturating_sub(1).max(1))
-        .enable_all()
-        .thread_name("transhipd")
-        .build()
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("transhipd").build()?;
+    runtime.block_on(live(config))
 }
 
 /// Puts the journal aside and begins a new one; answers where the old one is.

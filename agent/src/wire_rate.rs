@@ -41,7 +41,8 @@ pub struct WireRate {
 /// # Errors
 /// When the endpoint cannot be had, the other end does not answer, or the stream breaks.
 pub fn run(mut config: Config, end: WireRate) -> anyhow::Result<()> {
-    crate::daemon::runtime()?.block_on(async {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
         match (end.send_to, end.address) {
             (Some(host), Some(address)) => {
                 let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };

@@ -282,18 +282,20 @@ impl Aim {
 
     /// Fails when there is no time for another try: the prediction did not come down.
     pub(super) fn in_time(&self, forecast: &Forecast, left: &Left, files_per_s: f64) -> Result<(), Failure> {
-        let Some(wanted) = self.wanted.filter(|_| Instant::now() >= self.end) else { return Ok(()) };
-        let millis = u64::try_from(left.written_for.as_millis()).unwrap_or(u64::MAX).max(1);
         // A positive number; one that is too large becomes the largest.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let files_per_s = files_per_s as u64;
+        let files = match files_per_s as u64 {
+            0 => String::new(),
+            rate => format!(" and {}/s of its files", bytes(rate)),
+        };
+        let Some(wanted) = self.wanted.filter(|_| Instant::now() >= self.end) else { return Ok(()) };
+        let millis = u64::try_from(left.written_for.as_millis()).unwrap_or(u64::MAX).max(1);
         let text = format!(
             "the blackout is predicted to be {} ms, more than the {} ms wanted: the container changes {}/s of \
-             its memory and {}/s of its files, and {}/s are carried",
+             its memory{files}, and {}/s are carried",
             forecast.blackout().as_millis(),
             wanted.as_millis(),
             bytes(left.bytes().saturating_mul(1000) / millis),
-            bytes(files_per_s),
             bytes(self.forecaster.rate()),
         );
         Err(Failure::new(Reason::Timeout, Side::Source, text)
