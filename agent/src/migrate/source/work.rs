@@ -646,7 +646,6 @@ impl Work {
         if let Some(hold) = self.hold.lock().await.take() {
             hold.discard().await;
         }
-        self.unwatch().await;
         let engine = |e: crate::engine::EngineError| engine_failure(&e, Side::Source);
         if self.ctx.engine.came_back(&name, self.epoch).await.map_err(engine)? {
             // Its links have the same names.
@@ -654,6 +653,8 @@ impl Work {
         } else {
             self.give_up(&name).await?;
         }
+        // Quick when the processes are gone.
+        self.unwatch().await;
         self.forget().map_err(engine)?;
         remove_dir(self.image_dir()).await.map_err(|e| failed("remove the images", &e, None))?;
         Ok(())
