@@ -311,14 +311,18 @@ async fn retiring_takes_travelled_volumes_and_spares_what_came_back() {
     host.engine.make_room(&arrival).await.unwrap();
     host.engine.adopt(&arrival).await.unwrap();
     // Arriving: a late order to retire an earlier stay must not touch it.
+    let back = async |released| host.engine.came_back(&name(), Epoch(released)).await.unwrap();
+    assert!(back(9).await);
     host.engine.retire(&name(), Epoch(9)).await.unwrap();
     host.engine.settle(&arrival).await.unwrap();
+    assert!(back(2).await && !back(3).await);
     host.engine.retire(&name(), Epoch(2)).await.unwrap();
     assert!(host.path("srv/db").exists(), "epoch 2 is here; it was not released");
     host.engine.retire(&name(), Epoch(3)).await.unwrap();
     host.engine.retire(&name(), Epoch(3)).await.unwrap();
     assert_eq!(host.traces(), Vec::<String>::new());
     assert!(matches!(host.engine.inspect(&name()).await, Err(EngineError::Unknown(_))));
+    assert!(!back(3).await, "gone is not back");
 }
 
 #[tokio::test]

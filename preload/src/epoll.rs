@@ -38,23 +38,18 @@ type Inode = (u64, u64);
 #[derive(Debug)]
 pub struct Set {
     of: (c_int, u32),
-    /// By descriptor; none for those that several files were added under.
+    /// By descriptor; none for those that several files were added under. Empty when the set was not
+    /// understood, which is found out once.
     files: HashMap<u32, Option<Inode>>,
     /// `/proc/PID/fd`.
-    descriptors: File,
+    descriptors: Option<File>,
 }
 
 impl Set {
-    /// The set behind a descriptor of a process; `None` when it cannot be read in whole.
-    fn read(pid: c_int, efd: u32) -> Option<Self> {
-        let mut text = String::new();
-        let file = File::open(format!("/proc/{pid}/fdinfo/{efd}")).ok()?;
-        file.take(MAX_TEXT + 1).read_to_string(&mut text).ok()?;
-        if text.len() as u64 > MAX_TEXT {
-            return None;
-        }
-        let descriptors = File::open(format!("/proc/{pid}/fd")).ok()?;
-        Some(Self { of: (pid, efd), files: files(&text)?, descriptors })
+    /// The set behind a descriptor of a process.
+    fn read(pid: c_int, efd: u32) -> Self {
+        let files = listed(pid, efd).and_then(|text| files(&text)).unwrap_or_default();
+        Self { of: (pid, efd), files, descriptors: File::open(format!("/proc/{pid}/fd")).ok() }
     }
 
     /// Whether the descriptor is known to be the file in the slot.
@@ -65,17 +60,26 @@ impl Set {
 
     /// The socket behind a descriptor of the process; `None` when it is something else.
     fn socket(&self, fd: u32) -> Option<Inode> {
+        let descriptors = self.descriptors.as_ref()?.as_raw_fd();
         let name = CString::new(fd.to_string()).ok()?;
         // SAFETY: all zeros is a value of it.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
         // SAFETY: an open directory, a string that ends, and room for the answer.
-        let answer = unsafe { libc::fstatat(self.descriptors.as_raw_fd(), name.as_ptr(), &raw mut stat, 0) };
+        let answer = unsafe { libc::fstatat(descriptors, name.as_ptr(), &raw mut stat, 0) };
         if answer != 0 || stat.st_mode & libc::S_IFMT != libc::S_IFSOCK {
             return None;
         }
         let device = u64::from(libc::major(stat.st_dev)) << 20 | u64::from(libc::minor(stat.st_dev));
         Some((device, stat.st_ino))
     }
+}
+
+/// The fdinfo of a set; `None` when it cannot be read in whole.
+fn listed(pid: c_int, efd: u32) -> Option<String> {
+    let mut text = String::new();
+    let file = File::open(format!("/proc/{pid}/fdinfo/{efd}")).ok()?;
+    file.take(MAX_TEXT + 1).read_to_string(&mut text).ok()?;
+    (text.len() as u64 <= MAX_TEXT).then_some(text)
 }
 
 /// What an epoll set holds, from its fdinfo; `None` when a line of it is not understood.
@@ -103,7 +107,7 @@ pub fn same(last: &mut Option<Set>, pid: c_int, fd: u64, slot: Slot) -> bool {
         return false;
     }
     if last.as_ref().is_none_or(|set| set.of != (pid, slot.efd)) {
-        *last = Set::read(pid, slot.efd);
+        *last = Some(Set::read(pid, slot.efd));
     }
     last.as_ref().is_some_and(|set| set.same(slot))
 }
@@ -177,6 +181,7 @@ mod tests {
         let number = gone.as_raw_fd() as u32;
         drop(gone);
         assert!(!same(&mut last, pid, number.into(), Slot { efd: number, tfd: number, toff: 0 }));
+        assert_eq!(last.unwrap().of, (pid, number), "what cannot be read is not tried again");
     }
 
     #[test]

@@ -96,8 +96,8 @@ fn full(scene: &Scene, dir: &str, body: impl FnOnce() -> anyhow::Result<()>) -> 
     let host = scene.host("host-b")?;
     // df(1) counts in KiB here; a tmpfs takes no size below what it holds, and memory comes meanwhile.
     let size = format!("$(($(df -k --output=used {dir} | tail -n 1) + 8))k");
-    let once = format!("mount -o remount,size={size} {dir} 2>/dev/null");
-    let shrink = format!("for i in $(seq 200); do {once} && exit; done; exit 1");
+    let once = format!("mount -o remount,size={size} {dir}");
+    let shrink = format!("for i in $(seq 200); do {once} 2>/dev/null && exit; done; {once}");
     let result = std::thread::scope(|threads| {
         let filling = threads.spawn(|| {
             scene.wait_for("the arrival at host-b", Duration::from_secs(20), || {

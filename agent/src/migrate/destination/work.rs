@@ -611,7 +611,7 @@ impl Work {
             Some(task) => match task.await {
                 Ok(Ok(HoldStats { held, dropped, delivered, .. })) => {
                     tracing::info!(held, dropped, delivered, "packets delivered");
-                    if held == 0 {
+                    if held == 0 && dropped == 0 {
                         patience = NOBODY_WAITS;
                     }
                 }

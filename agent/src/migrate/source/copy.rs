@@ -12,7 +12,7 @@
 
 use super::dump::Dump;
 use super::memory::Memory;
-use super::work::{Way, Work, failed, totals};
+use super::work::{Way, Work, and, failed, totals};
 use crate::memory::early::EarlyImages;
 use crate::memory::page_server::{PageError, PageServer};
 use crate::memory::send::{ImageSender, SendError, Sent};
@@ -102,10 +102,7 @@ pub(super) async fn copy(work: &mut Work) -> Result<Totals, Failure> {
     };
     let (sent, memory, times) = match (files, copied) {
         (Ok(()), Ok(done)) => done,
-        (Err(mut f), Err(g)) => {
-            f.message = format!("{}; and {}", f.message, g.message);
-            return Err(f);
-        }
+        (Err(f), Err(g)) => return Err(and(f, &g)),
         (Err(f), _) | (_, Err(f)) => return Err(f),
     };
     if image_dir.join(REMAP_IMAGE).exists() {
@@ -269,10 +266,7 @@ async fn fast(
     let (memory, images) = tokio::join!(memory.round(&way, true), images);
     let ((memory, last), (sent, dump_ms, images_ms)) = match (memory, images) {
         (Ok(memory), Ok(images)) => (memory, images),
-        (Err(mut f), Err(NotCopied::Failed(g))) => {
-            f.message = format!("{}; and {}", f.message, g.message);
-            return Err(f.into());
-        }
+        (Err(f), Err(NotCopied::Failed(g))) => return Err(and(f, &g).into()),
         (Err(f), Err(NotCopied::NoImages)) => {
             tracing::warn!(failure = %f, "the last round failed with the dump");
             return Err(NotCopied::NoImages);

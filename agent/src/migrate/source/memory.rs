@@ -245,8 +245,8 @@ pub(super) struct Aim {
 pub(super) struct Left {
     /// Pages to be looked at.
     pub(super) pages: u64,
-    /// Beginning of the last round: they were written to since.
-    pub(super) since: Instant,
+    /// When they were counted.
+    pub(super) counted: Instant,
     /// For how long they were written to when they were counted.
     written_for: Duration,
 }
@@ -272,7 +272,7 @@ impl Aim {
 
     /// Were the container frozen now, with so many pages and bytes of files to be carried.
     pub(super) fn forecast(&self, pages: u64, file_bytes: u64) -> Forecast {
-        self.forecaster.forecast(pages + file_bytes.div_ceil(PAGE))
+        self.forecaster.forecast(pages.saturating_add(file_bytes.div_ceil(PAGE)))
     }
 
     /// Whether the blackout is as short as wanted.
@@ -314,7 +314,7 @@ pub(super) async fn rounds(way: &Way, mut memory: Memory, aim: &mut Aim) -> Resu
         let (m, pages) = m.pending().await?;
         memory = m;
         let round = memory.totals().rounds;
-        let left = Left { pages, since, written_for: since.elapsed() };
+        let left = Left { pages, counted: Instant::now(), written_for: since.elapsed() };
         aim.forecaster.round(sent.looked_at, sent.took);
         let forecast = aim.forecast(pages, 0);
         way.meter.say(format!(

@@ -23,7 +23,7 @@ const MAX_PASSES: u32 = 5;
 const SETTLED_BYTES: u64 = 4 << 20;
 /// How old a pass may become whatever it has seen: who writes now and then is not seen by each.
 const FRESH_FILES: Duration = Duration::from_secs(1);
-/// How old a round may become.
+/// How old the count of what a round has left may become.
 const FRESH_MEMORY: Duration = Duration::from_millis(100);
 /// Turns without a wish for the blackout, at most: who writes files faster than they are carried is frozen
 /// all the same.
@@ -35,6 +35,8 @@ struct Written {
     passes: u32,
     /// Beginning of the last pass.
     since: Option<Instant>,
+    /// What that one took: what follows at once is no fresher.
+    took: Duration,
     /// Bytes a second that it found new; none was seen to follow another before.
     rate: f64,
 }
@@ -50,6 +52,7 @@ impl Written {
             self.rate = bytes / before.elapsed().as_secs_f64().max(0.001);
         }
         self.since = Some(began);
+        self.took = began.elapsed();
     }
 
     /// Bytes that a pass would find now.
@@ -62,7 +65,8 @@ impl Written {
     }
 
     fn fresh(&self) -> bool {
-        self.pending() <= SETTLED_BYTES && self.since.is_some_and(|s| s.elapsed() <= FRESH_FILES)
+        let limit = FRESH_FILES.max(self.took * 2);
+        self.pending() <= SETTLED_BYTES && self.since.is_some_and(|s| s.elapsed() <= limit)
     }
 }
 
@@ -94,7 +98,7 @@ impl Work {
             let ((), (m, mut left)) =
                 both(passes, rounds(&way, memory, &mut aim), || bulk.give_up(true)).await?;
             memory = m;
-            if left.since.elapsed() > FRESH_MEMORY {
+            if left.counted.elapsed() > FRESH_MEMORY {
                 (memory, left) = rounds(&way, memory, &mut aim).await?;
             }
             let forecast = aim.forecast(left.pages, written.pending());
@@ -103,7 +107,7 @@ impl Work {
                 self.meter.say(format!(
                     "{} rounds over the memory, {} left, {} passes over the files, blackout of {} ms predicted",
                     memory.totals().rounds,
-                    bytes(left.bytes() + written.pending()),
+                    bytes(left.bytes().saturating_add(written.pending())),
                     written.passes,
                     forecast.blackout().as_millis()
                 ));
@@ -187,8 +191,13 @@ mod tests {
         assert!(!w.fresh());
         w.found(ago(10), 20 << 20);
         assert!(w.fresh(), "100 MiB/s for 10 ms");
-        w.found(ago(1100), 0);
+        w.found(ago(0), 0);
+        w.since = Some(ago(1100));
         assert!(!w.fresh() && w.pending() == 0, "too long ago to know");
+        w.found(ago(3000), 0);
+        assert!(w.fresh(), "another pass over so large a tree would be as old when it is done");
+        w.since = Some(ago(7000));
+        assert!(!w.fresh());
     }
 
     fn failure(text: &str) -> Failure {
@@ -206,6 +215,14 @@ mod tests {
         let give_up = || drop(tell.take());
         let result = both(async { Err::<(), _>(failure("no disk")) }, waits, give_up).await;
         assert_eq!(result.unwrap_err().message, "no disk");
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        let tell = Cell::new(Some(tell));
+        let waits = async {
+            let _ = told.await;
+            Err::<(), _>(failure("given up"))
+        };
+        let result = both(waits, async { Err::<(), _>(failure("too busy")) }, || drop(tell.take())).await;
+        assert_eq!(result.unwrap_err().message, "too busy");
         let fine = both(async { Ok(1) }, async { Ok(2) }, || unreachable!()).await;
         assert_eq!(fine.unwrap(), (1, 2));
     }

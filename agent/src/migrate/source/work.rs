@@ -651,7 +651,7 @@ impl Work {
             // Its links have the same names.
             tracing::info!(%name, "nothing to retire: the container has come back");
         } else {
-            self.give_up(&name).await?;
+            self.end_copy(&name).await?;
         }
         // Quick when the processes are gone.
         self.unwatch().await;
@@ -661,7 +661,7 @@ impl Work {
     }
 
     /// Ends the copy here and its links, beside each other: the kernel takes its time for both.
-    async fn give_up(&self, name: &ContainerName) -> Result<(), Failure> {
+    async fn end_copy(&self, name: &ContainerName) -> Result<(), Failure> {
         // They are, but for a copy that had gone back and that an operator's decision ends.
         network::fence(&self.ports)
             .await
@@ -674,13 +674,16 @@ impl Work {
         let unlinked = unlinked
             .map_err(|e| failed("remove the container's network here", &e, e.hint().map(str::to_owned)));
         match (ended, unlinked) {
-            (Err(mut f), Err(g)) => {
-                f.message = format!("{}; and {}", f.message, g.message);
-                Err(f)
-            }
+            (Err(f), Err(g)) => Err(and(f, &g)),
             (ended, unlinked) => ended.and(unlinked),
         }
     }
+}
+
+/// Two failures of what went on beside each other, as one.
+pub(super) fn and(mut first: Failure, second: &Failure) -> Failure {
+    first.message = format!("{}; and {}", first.message, second.message);
+    first
 }
 
 /// How long ago a moment of `CLOCK_MONOTONIC` was.
