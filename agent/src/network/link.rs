@@ -256,17 +256,17 @@ pub(super) enum Outer {
 }
 
 /// The MAC of a device in a bridge that stands for a link with `mac`: never that one, for a bridge
-/// keeps frames for its ports' own addresses to itself, and high, for it takes the lowest one among
-/// its ports for its own (`br_stp_recalculate_bridge_id`).
+/// keeps frames for its ports' own addresses to itself; and high, a hold's highest of all, for a
+/// bridge whose address nobody set takes the lowest one among its ports
+/// (`br_stp_recalculate_bridge_id`), and a hold must not change it while it is there.
 pub(super) fn outer_mac(mac: Mac, device: Outer) -> Mac {
-    let mut outer = mac.0;
-    outer[0] = 0xfe;
-    // What the first byte alone does not tell apart: one container in 64 has it by chance.
-    outer[5] ^= match device {
-        Outer::Port => 0x55,
-        Outer::Hold => 0xaa,
+    let (second, last) = match device {
+        Outer::Port => (0xfe, 0x55),
+        Outer::Hold => (0xff, 0xaa),
     };
-    Mac(outer)
+    let [_, _, c, d, e, f] = mac.0;
+    // The container's own may begin with the same two bytes.
+    Mac([0xfe, second, c, d, e, f ^ last])
 }
 
 /// Makes a pair: one end in the container, down; the other in the host's bridge, down.
@@ -301,4 +301,26 @@ pub(super) async fn create_pair(
     host.change(RouteNetlinkMessage::SetLink(attach), 0)
         .await
         .attempt("attach", format!("{} to bridge {}", port.name, port.bridge.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_that_stand_for_a_link_have_macs_of_their_own_and_high_ones() {
+        let others = [[0x02, 0x42, 10, 0, 0, 1], [0xfe, 0xfd, 0xff, 0xff, 0xff, 0xff]];
+        let alike = [[0xfe, 0xfe, 0, 0, 0, 0], [0xfe, 0xff, 0, 0, 0, 0], [0xfe, 0xff, 0, 0, 0, 0xff]];
+        for mac in others.into_iter().chain(alike).map(Mac) {
+            let (port, hold) = (outer_mac(mac, Outer::Port), outer_mac(mac, Outer::Hold));
+            assert!(port != mac && hold != mac && port != hold, "{mac:?} {port:?} {hold:?}");
+            // Multicast and burnt-in ones are not for us to use.
+            assert_eq!((port.0[0] & 3, hold.0[0] & 3), (2, 2));
+            assert!(hold.0 > port.0);
+        }
+        // What other programs give their ports is lower but for one in 16384.
+        for mac in others.map(Mac) {
+            assert!(outer_mac(mac, Outer::Hold).0 > others[1]);
+        }
+    }
 }
