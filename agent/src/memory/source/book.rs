@@ -1,55 +1,14 @@
 //! The book of slots: what each slot at the destination holds, and which contents it has already.
 //!
-//! Contents are known by the first 128 bits of a BLAKE3 hash whose key is made for each migration: a
-//! container controls its own pages, and without the key it cannot search for two that are taken for
-//! one. Within a round each page is looked at once, so that no slot is written twice and the streams
-//! of a round may be applied in any order.
+//! Contents are known by their digests ([`super::digest`]). Within a round each page is looked at once,
+//! so that no slot is written twice and the streams of a round may be applied in any order.
 //!
 //! A page costs 24 bytes of slot, some 20 of index and 4 of table.
 
 use super::super::table::{MAX_SLOTS, PageTable, Place};
+use super::digest::Digest;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-
-/// Contents of a page, in short.
-pub type Digest = [u64; 2];
-
-/// Makes digests, with the migration's key.
-#[derive(Clone)]
-pub struct Digester {
-    key: [u8; blake3::KEY_LEN],
-}
-
-impl std::fmt::Debug for Digester {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Digester").finish_non_exhaustive()
-    }
-}
-
-impl Digester {
-    /// With a fresh key.
-    pub fn new() -> std::io::Result<Self> {
-        let mut key = [0; blake3::KEY_LEN];
-        ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut key)
-            .map_err(|_| std::io::Error::other("the system has no random numbers"))?;
-        Ok(Self { key })
-    }
-
-    /// The digest of a page; none when all its bytes are zero.
-    pub fn digest(&self, page: &[u8]) -> Option<Digest> {
-        let (words, rest) = page.as_chunks::<8>();
-        if rest.is_empty() && words.iter().all(|w| *w == [0; 8]) {
-            return None;
-        }
-        let hash = blake3::keyed_hash(&self.key, page);
-        let word = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&hash.as_bytes()[at..at + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        Some([word(0), word(8)])
-    }
-}
 
 /// Keys of the index are random already.
 #[derive(Debug, Default)]
@@ -224,19 +183,6 @@ mod tests {
         book.forget(&mut table, 4 << 12);
         book.forget(&mut table, 4 << 12);
         assert_eq!(book.note(&mut table, 5 << 12, Some([9, 9])), Ok(Change::Data(0)), "nothing left of it");
-    }
-
-    #[test]
-    fn digests_tell_pages_apart_and_know_zeros() {
-        let (a, b) = (Digester::new().unwrap(), Digester::new().unwrap());
-        let mut page = vec![0; 4096];
-        assert_eq!(a.digest(&page), None);
-        page[4095] = 1;
-        assert_eq!(a.digest(&page), a.digest(&page));
-        assert_ne!(a.digest(&page), b.digest(&page), "keys differ");
-        let other = a.digest(&page);
-        page[0] = 1;
-        assert_ne!(a.digest(&page), other);
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 //! end is found by comparing with what CRIU and the kernel say that there has to be ([`Rounds::missing`]).
 
 mod book;
+mod digest;
 #[cfg(target_arch = "x86_64")]
 mod inject;
 mod left;

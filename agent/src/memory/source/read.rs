@@ -5,6 +5,7 @@
 //! has gone meanwhile is left out: while the container runs that is no error, and after the freeze the
 //! dump says which pages there have to be.
 
+use super::digest::SIZE;
 use bytes::Bytes;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
@@ -13,9 +14,6 @@ use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tranship_proto::pages::PAGE;
-
-const SIZE: usize = PAGE as usize;
 
 /// Reads pages of processes; keeps its buffers.
 #[derive(Debug)]
@@ -59,7 +57,7 @@ impl Reader {
     }
 
     /// Reads ranges of a process and answers the address and contents of each page that is there.
-    pub fn read(&mut self, pid: i32, ranges: &[Range<u64>]) -> impl Iterator<Item = (u64, &[u8])> {
+    pub fn read(&mut self, pid: i32, ranges: &[Range<u64>]) -> impl Iterator<Item = (u64, &[u8; SIZE])> {
         let capacity = self.buffer.len() / SIZE;
         let wanted = ranges.iter().flat_map(|r| (r.start..r.end).step_by(SIZE));
         self.addresses.clear();
@@ -83,7 +81,7 @@ impl Reader {
             }
             next += 1;
         }
-        let pages = self.addresses.iter().copied().zip(self.buffer.chunks_exact(SIZE));
+        let pages = self.addresses.iter().copied().zip(self.buffer.as_chunks().0);
         pages.enumerate().filter(move |(i, _)| gone.binary_search(i).is_err()).map(|(_, page)| page)
     }
 
@@ -130,6 +128,7 @@ impl Reader {
 mod tests {
     use super::*;
     use nix::libc;
+    use tranship_proto::pages::PAGE;
 
     #[test]
     fn pages_are_read_through_holes_and_without_permission() {

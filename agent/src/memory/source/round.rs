@@ -1,6 +1,7 @@
 //! Rounds: which pages of which process go next, and the threads that read, compare and send them.
 
-use super::book::{Book, Change, Digest, Digester, Full};
+use super::book::{Book, Change, Full};
+use super::digest::{Digest, Digester};
 use super::left::LeftOut;
 use super::read::Reader;
 use super::scan::{self, PageMap};
