@@ -300,15 +300,18 @@ impl PacketHold {
         join_all(pending).await.into_iter().collect()
     }
 
-    /// For the source, when the destination has begun to attract packets: what waits here, oldest
-    /// first, to be adopted there. Packets that come later find their way by themselves.
+    /// For the source, when the destination has begun to attract packets: hands what waits here to `pass_on`,
+    /// oldest first, to be adopted there. Packets that come later find their way by themselves.
+    ///
+    /// They are handed on before the devices are closed, for which the kernel takes some 20 ms, and much
+    /// longer when it is busy: at the destination they are of use only until the container runs.
     ///
     /// Frames of large receive offload are dropped and counted, and so is what a message has no room for:
     /// their sender repeats them as soon as it is told of those that follow.
     ///
     /// # Errors
-    /// When a device cannot be read; what waits is lost, and nothing is left of the hold.
-    pub async fn collect(mut self) -> Result<(Vec<HeldPacket>, HoldStats), NetworkError> {
+    /// When a device cannot be read; what came before is handed on, and nothing is left of the hold.
+    pub async fn collect(mut self, pass_on: impl FnOnce(Vec<HeldPacket>)) -> Result<HoldStats, NetworkError> {
         let (mut packets, mut room) = (Vec::new(), MAX_PACKET_BYTES);
         for l in &self.shared.lines {
             if let Err(e) = switch::forget(&mut self.host, l.mac, l.index).await {
@@ -334,8 +337,9 @@ impl PacketHold {
             drained
         };
         let stats = self.stats();
+        pass_on(packets);
         self.finish().await;
-        drained.map(|_| (packets, stats))
+        drained.map(|_| stats)
     }
 
     /// For the destination: takes in what waited at the source, before all that waits here.

@@ -180,7 +180,15 @@ impl AtSource {
                 hold.catch().await.unwrap();
                 ready.send(()).unwrap();
                 told.recv().unwrap();
-                hold.collect().await.unwrap()
+                let (mut packets, mut early) = (Vec::new(), false);
+                let collected = hold.collect(|all| {
+                    packets = all;
+                    let links = nix::net::if_::if_nameindex().unwrap();
+                    early = links.iter().any(|l| l.name().to_bytes().starts_with(b"th"));
+                });
+                let stats = collected.await.unwrap();
+                assert!(early, "packets do not wait for the end of the device");
+                (packets, stats)
             })
         });
         caught.recv().unwrap();

@@ -379,7 +379,7 @@ impl Work {
             None => packets.len(),
         };
         if refused > 0 {
-            tracing::debug!(refused, "packets of the source's that are not held here");
+            tracing::info!(refused, "packets of the source's are too late, or none for the container");
         }
     }
 

@@ -380,13 +380,13 @@ impl Driver {
         tokio::spawn(tracing::Instrument::instrument(
             async move {
                 let (Some(hold), Some(reply)) = (hold.lock().await.take(), reply) else { return };
-                match hold.collect().await {
-                    Ok((packets, stats)) => {
-                        tracing::debug!(?stats, "packets passed on");
-                        if !packets.is_empty() {
-                            reply.send(Handoff::Packets(packets));
-                        }
+                let pass_on = |packets: Vec<_>| {
+                    if !packets.is_empty() {
+                        reply.send(Handoff::Packets(packets));
                     }
+                };
+                match hold.collect(pass_on).await {
+                    Ok(stats) => tracing::debug!(?stats, "packets passed on"),
                     Err(e) => tracing::warn!(error = %crate::chain(&e), "held packets were lost"),
                 }
             },
