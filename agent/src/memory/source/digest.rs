@@ -2,8 +2,8 @@
 //!
 //! A container controls its own pages, and two that differ must never be taken for one, whatever it
 //! writes. So the digest has a key, made for each migration and known to nobody else. Two sums are taken
-//! of a page, NH with words of 64 bits and the key shifted for the second (UMAC, CRYPTO 1999, section 4,
-//! and draft-krovetz-vmac-01): for any two pages that differ no more than one key in 2^128 gives both the
+//! of a page, NH with words of 64 bits and the key shifted for the second (UMAC, CRYPTO 1999; VMAC,
+//! draft-krovetz-vmac-01): for any two pages that differ no more than one key in 2^128 gives both the
 //! same sums. That is proven, not believed. BLAKE3 then makes 128 bits of them, under a key of its own.
 //! Rejected: BLAKE3 of the page itself, no surer and with 0.9 us a page three times as slow, which made a
 //! move a twelfth longer; fast hashes about which nothing is proven; NH with words of 32 bits, which is

@@ -379,7 +379,10 @@ impl Work {
             None => packets.len(),
         };
         if refused > 0 {
-            tracing::info!(refused, "packets of the source's are too late, or none for the container");
+            tracing::info!(
+                refused,
+                "packets of the source's came too late, or are none for the container: their senders repeat them"
+            );
         }
     }
 
